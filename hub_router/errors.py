@@ -1,0 +1,80 @@
+"""Every exception that hub_router raises on purpose.
+
+A message names what failed and where, what was found, what was expected, and the command or argument that helps.
+Code below the command line raises; only ``hub_router.cli`` turns an exception into text and an exit status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class HubRouterError(Exception):
+    """Base of all errors that a user can act on."""
+
+
+class SettingsError(HubRouterError):
+    """A path, an environment variable or an option has a value that cannot be used."""
+
+
+class SchemaError(HubRouterError):
+    """The database is not at the schema version that this release needs."""
+
+
+class NotInCatalogError(HubRouterError):
+    """An adapter, a composition or a prototype set was asked for by a name that the catalog does not hold."""
+
+
+class HubError(HubRouterError):
+    """The Hub refused, could not be reached, or answered with something unusable."""
+
+
+class GatedError(HubError):
+    """The repository exists, but its files need an accepted licence or a token."""
+
+
+class MissingError(HubError):
+    """The repository, revision or file does not exist, or is private."""
+
+
+class UnreachableError(HubError):
+    """The Hub did not answer within the retries and timeouts allowed."""
+
+
+class CorruptFileError(HubError):
+    """A downloaded file's hash differs from the one the Hub states."""
+
+
+class ManifestError(HubRouterError):
+    """A collection manifest (TOML) is malformed."""
+
+
+class UnsupportedAdapterError(HubRouterError):
+    """A folder holds no adapter that can be used; the message is the one reason."""
+
+
+class EncoderUnavailableError(HubRouterError):
+    """The sentence encoder is neither cached nor reachable nor installed."""
+
+
+class MethodError(HubRouterError):
+    """A routing method is unknown, or was given a hyperparameter or a pool that it cannot use."""
+
+
+class IncompatibleAdaptersError(HubRouterError):
+    """Adapters do not fit the base model; ``mismatches`` lists every offender.
+
+    Args:
+        base (str): name of the base model.
+        mismatches (Sequence[str]): one line per offender: adapter, module, got, expected.
+    """
+
+    def __init__(self, base: str, mismatches: Sequence[str]) -> None:
+        self.base = base
+        self.mismatches = tuple(mismatches)
+        lines = "\n".join(f"  - {line}" for line in self.mismatches)
+        super().__init__(f"{len(self.mismatches)} mismatches between the adapters and base model {base}:\n{lines}")
+
+
+class ArtifactError(HubRouterError):
+    """A saved composition on disk is incomplete or was changed."""

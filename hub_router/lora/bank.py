@@ -1,0 +1,171 @@
+"""All adapters of a pool stacked per module: ``A = [A_1; ..; A_K]`` and ``B = [s_1 B_1 .. s_K B_K]``.
+
+With the scaling absorbed into B, every routing method is a gate on the stacked rank-one components:
+``y = W x + B (gate * (A x))``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from hub_router.errors import IncompatibleAdaptersError, MethodError
+from hub_router.lora.adapter import LoraAdapter, LoraFactors
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleBank:
+    """The stacked factors of one module. A candidate is an adapter of the pool that adapts this module.
+
+    Args:
+        module (str): module path in the base model.
+        A (torch.Tensor): stacked down projections ``(R, D_in)``, R the sum of the candidates' ranks.
+        B (torch.Tensor): stacked up projections ``(D_out, R)``, each candidate's scaling absorbed.
+        ranks (tuple[int, ...]): rank of each candidate, ``(K,)`` values.
+        experts (tuple[int, ...]): pool position of each candidate, ascending, ``(K,)`` values.
+    """
+
+    module: str
+    A: torch.Tensor
+    B: torch.Tensor
+    ranks: tuple[int, ...]
+    experts: tuple[int, ...]
+
+    @property
+    def d_in(self) -> int:
+        """Input width of the adapted linear map."""
+        return self.A.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Output width of the adapted linear map."""
+        return self.B.shape[0]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """First component of each candidate, then R: ``(K + 1,)`` values."""
+        return (0, *accumulate(self.ranks))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """Where each candidate's components lie: rows of A and columns of B."""
+        offsets = self.offsets
+        return tuple(slice(start, stop) for start, stop in zip(offsets, offsets[1:], strict=False))
+
+    @property
+    def component_experts(self) -> torch.Tensor:
+        """Candidate number (0 .. K-1, not the pool position) of each component, int64 ``(R,)`` on A's device."""
+        ranks = torch.tensor(self.ranks, dtype=torch.int64, device=self.A.device)
+        numbers = torch.arange(len(self.ranks), device=self.A.device)
+        return numbers.repeat_interleave(ranks, output_size=self.A.shape[0])  # [R]
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModuleBank:
+        """The same bank on another device or in another dtype.
+
+        Args:
+            device (torch.device | str | None): target device; None keeps it.
+            dtype (torch.dtype | None): target dtype; None keeps it.
+
+        Returns:
+            ModuleBank: shares storage with this one where nothing changes.
+        """
+        A, B = (factor.to(device=device, dtype=dtype) for factor in (self.A, self.B))
+        return ModuleBank(self.module, A, B, self.ranks, self.experts)
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterBank:
+    """A pool of adapters, stacked.
+
+    Args:
+        adapters (tuple[str, ...]): the users' names; axis E of every weight follows this order.
+        modules (Mapping[str, ModuleBank]): one entry per module that any adapter adapts.
+    """
+
+    adapters: tuple[str, ...]
+    modules: Mapping[str, ModuleBank]
+
+
+def build_bank(
+    adapters: Sequence[LoraAdapter],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> AdapterBank:
+    """Stack a pool's factors, one allocation per module and factor, scaling absorbed into B.
+
+    Args:
+        adapters (Sequence[LoraAdapter]): the pool, in the order of axis E. Ranks and modules may differ.
+        dtype (torch.dtype): dtype of the stacked factors; products with the scaling are taken in float32 at least.
+        device (torch.device | str): where the stacked factors live.
+
+    Returns:
+        AdapterBank: candidates of each module in pool order; modules in order of first appearance.
+
+    Raises:
+        MethodError: two adapters have the same name.
+        IncompatibleAdaptersError: adapters disagree about a module's input or output width; lists every module.
+    """
+    names = tuple(adapter.name for adapter in adapters)
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise MethodError(
+            f"adapter names must be unique within a pool, got more than once: {', '.join(repeated)}; "
+            "pass a mapping of name to adapter to choose the names"
+        )
+    candidates: dict[str, list[int]] = {}
+    for position, adapter in enumerate(adapters):
+        for module in adapter.modules:
+            candidates.setdefault(module, []).append(position)
+    _check_shapes(adapters, candidates)
+    modules = {
+        module: _stack(module, experts, [adapters[e].modules[module] for e in experts], dtype, device)
+        for module, experts in candidates.items()
+    }
+    return AdapterBank(adapters=names, modules=modules)
+
+
+def _stack(
+    module: str,
+    experts: Sequence[int],
+    factors: Sequence[LoraFactors],
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> ModuleBank:
+    """One module's bank; ``factors[k]`` belongs to pool position ``experts[k]``."""
+    ranks = tuple(factor.rank for factor in factors)
+    total = sum(ranks)
+    A = torch.empty(total, factors[0].d_in, dtype=dtype, device=device)
+    B = torch.empty(factors[0].d_out, total, dtype=dtype, device=device)
+    start = 0
+    with torch.no_grad():
+        for factor in factors:
+            stop = start + factor.rank
+            A[start:stop].copy_(factor.A)
+            # A half-precision product would round twice: once with the scaling, once more in the target dtype.
+            wide = torch.promote_types(factor.B.dtype, torch.float32)
+            B[:, start:stop].copy_(factor.B.to(wide) * factor.scaling)
+            start = stop
+    return ModuleBank(module, A, B, ranks, tuple(experts))
+
+
+def _check_shapes(adapters: Sequence[LoraAdapter], candidates: Mapping[str, Sequence[int]]) -> None:
+    """Raise once with every module on whose widths the pool disagrees."""
+    mismatches = []
+    for module, experts in candidates.items():
+        widths = {e: (adapters[e].modules[module].d_in, adapters[e].modules[module].d_out) for e in experts}
+        (usual, _), *others = Counter(widths.values()).most_common()
+        if others:
+            mismatches += [
+                f"adapter {adapters[e].name!r}, module {module}: D_in x D_out is {got[0]} x {got[1]}, "
+                f"expected {usual[0]} x {usual[1]} as in the other adapters of the pool"
+                for e, got in widths.items()
+                if got != usual
+            ]
+    if mismatches:
+        bases = sorted({adapter.base_model or "unknown" for adapter in adapters})
+        raise IncompatibleAdaptersError(" / ".join(bases), mismatches)

@@ -1,0 +1,176 @@
+"""The frozen records that the catalog half and the engine half exchange.
+
+Neither half imports the other: ``sync`` and ``search`` speak of adapters as :class:`AdapterRecord`, the engine reads
+folders and reports :class:`AdapterFacts`, and ``hub_router.hub`` carries one to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+UNKNOWN_LICENCE = "unknown"
+
+
+@dataclass(frozen=True)
+class ModuleFacts:
+    """One adapted module, as its tensors say.
+
+    Args:
+        name (str): module path in the base model, e.g. ``model.layers.0.self_attn.q_proj``.
+        rank (int): number of rank-one components.
+        d_in (int): input width of the adapted linear map.
+        d_out (int): output width of the adapted linear map.
+        scaling (float): factor on B A (alpha/r, or alpha/sqrt(r) for rsLoRA).
+    """
+
+    name: str
+    rank: int
+    d_in: int
+    d_out: int
+    scaling: float
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What one adapter folder holds, read from its config and its tensors without loading a base model.
+
+    Args:
+        peft_type (str): adapter type, ``LORA`` for all that this release composes.
+        base_model (str | None): ``base_model_name_or_path`` as written in the config.
+        modules (tuple[ModuleFacts, ...]): every adapted module, in file order.
+        dtypes (tuple[str, ...]): distinct tensor dtypes, e.g. ``("float32",)``.
+        parameters (int): number of weights in the adapted modules.
+        size_bytes (int): size of the weight files.
+        weights_hash (str): sha256 over the weight files and the config fields that change the function.
+        rslora (bool): whether scaling is alpha/sqrt(r).
+        weight_files (tuple[str, ...]): weight files used, relative to the folder.
+        notes (tuple[str, ...]): what a user should know, such as a module without direction (all-zero B).
+    """
+
+    peft_type: str
+    base_model: str | None
+    modules: tuple[ModuleFacts, ...]
+    dtypes: tuple[str, ...]
+    parameters: int
+    size_bytes: int
+    weights_hash: str
+    rslora: bool = False
+    weight_files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Distinct ranks, ascending."""
+        return tuple(sorted({module.rank for module in self.modules}))
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Distinct last components of the module names, sorted."""
+        return tuple(sorted({module.name.rsplit(".", 1)[-1] for module in self.modules}))
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of one module's update s B A and its leading right singular vector.
+
+    Args:
+        module (str): module path in the base model.
+        singular_values (np.ndarray): float32 ``(r,)``, descending.
+        direction (np.ndarray | None): float32 ``(D_in,)``, unit length, sign free; None where B A is zero.
+        ambiguous (bool): the two largest singular values coincide, so the direction is any unit vector of their plane.
+    """
+
+    module: str
+    singular_values: np.ndarray
+    direction: np.ndarray | None
+    ambiguous: bool
+
+
+@dataclass(frozen=True)
+class AdapterRecord:
+    """One adapter as the catalog knows it.
+
+    Args:
+        id (int): catalog id.
+        source (str): ``hub`` or ``local``.
+        repo_id (str): Hub repository id, or the absolute folder of a local adapter.
+        revision (str): commit sha on the Hub; content hash of a local folder.
+        subfolder (str): folder of the adapter inside the repository, empty for its top.
+        path (Path): folder that holds adapter_config.json and the weights on this machine.
+        status (str): ``ready``, or why the adapter is not served: ``unsupported gated missing failed``.
+        reason (str): one line for every status but ``ready``.
+        base_model (str | None): base model as written in the config.
+        base_model_resolved (str | None): canonical Hub id of the base model, where known.
+        licence (str): SPDX-like id of the card, ``unknown`` where it states none.
+        peft_type (str): e.g. ``LORA``.
+        ranks (tuple[int, ...]): distinct ranks.
+        targets (tuple[str, ...]): distinct target names.
+        dtypes (tuple[str, ...]): distinct tensor dtypes.
+        modules (int): number of adapted modules.
+        parameters (int): number of weights.
+        size_bytes (int): size of the weight files.
+        weights_hash (str): identity of the function that the adapter computes.
+        tags (tuple[str, ...]): card tags.
+        datasets (tuple[str, ...]): datasets named by the card.
+        downloads (int | None): downloads as the Hub stated them at the last sync.
+        likes (int | None): likes as the Hub stated them at the last sync.
+        extra (Mapping[str, Any]): notes of the reader and other details for ``show``.
+    """
+
+    id: int
+    source: str
+    repo_id: str
+    revision: str
+    subfolder: str
+    path: Path
+    status: str
+    reason: str
+    base_model: str | None
+    base_model_resolved: str | None
+    licence: str
+    peft_type: str
+    ranks: tuple[int, ...]
+    targets: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    modules: int
+    parameters: int
+    size_bytes: int
+    weights_hash: str
+    tags: tuple[str, ...]
+    datasets: tuple[str, ...]
+    downloads: int | None
+    likes: int | None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ref(self) -> str:
+        """The name a user types: ``repo_id`` or ``repo_id/subfolder``."""
+        return f"{self.repo_id}/{self.subfolder}" if self.subfolder else self.repo_id
+
+    @property
+    def name(self) -> str:
+        """Short name: the last component of :attr:`ref`."""
+        return self.ref.rstrip("/").rsplit("/", 1)[-1]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example of an adapter's task.
+
+    Args:
+        input (str): the prompt exactly as the model sees it.
+        output (str): the expected answer.
+        split (str): ``sample`` for routing and search, ``test`` for evaluation.
+        origin (str): where it came from, e.g. ``samples.jsonl``.
+    """
+
+    input: str
+    output: str
+    split: str = "sample"
+    origin: str = "samples.jsonl"
