@@ -21,6 +21,18 @@ class SchemaError(HubRouterError):
     """The database is not at the schema version that this release needs."""
 
 
+class StoreError(HubRouterError):
+    """The catalog database cannot be opened, read or written, or was handed rows that it cannot hold."""
+
+
+class NameTakenError(HubRouterError):
+    """Something is saved under a name that is taken, without the option that replaces it."""
+
+
+class StaleFeaturesError(HubRouterError):
+    """Stored features were computed from adapter weights that have changed since."""
+
+
 class NotInCatalogError(HubRouterError):
     """An adapter, a composition or a prototype set was asked for by a name that the catalog does not hold."""
 

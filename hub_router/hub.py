@@ -7,14 +7,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hub_router.errors import HubRouterError, MethodError, NotInCatalogError
+from hub_router.errors import HubRouterError, UnsupportedAdapterError
 from hub_router.progress import SILENT, Progress
-from hub_router.records import AdapterRecord, CompositionRecord, IndexSummary
+from hub_router.records import AdapterDetails, AdapterRecord, CompositionRecord, IndexSummary
 from hub_router.settings import Settings
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
+from hub_router.store import selection
 from hub_router.store.adapters import Filters
+from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store, open_store
 
 if TYPE_CHECKING:
@@ -22,8 +24,6 @@ if TYPE_CHECKING:
     from hub_router.evaluate.comparison import Comparison
     from hub_router.search.ranking import Hit
     from hub_router.sync.run import SyncSummary
-
-AdapterRef = "str | Path | AdapterRecord"
 
 
 class Hub:
@@ -175,3 +175,262 @@ class Hub:
         vector = chosen.encode([text])[0]
         filters = Filters(base_model=base_model, licence=licence, rank=rank, target=target, tag=tag)
         return search(self.store, self.settings.index_dir, chosen.name, vector, filters, limit)
+
+    def list(
+        self,
+        *,
+        base_model: str | None = None,
+        licence: str | None = None,
+        rank: int | None = None,
+        target: str | None = None,
+        tag: str | None = None,
+        statuses: Sequence[str] = ("ready",),
+        limit: int | None = None,
+    ) -> list[AdapterRecord]:
+        """Adapters in the catalog, by name; the filters are those of :meth:`search`.
+
+        Args:
+            base_model (str | None): only adapters of this base model.
+            licence (str | None): only this licence.
+            rank (int | None): only adapters in which this rank occurs.
+            target (str | None): only adapters of this target.
+            tag (str | None): only adapters with this tag.
+            statuses (Sequence[str]): statuses to list; ``ready`` adapters are those that can be composed.
+            limit (int | None): at most this many.
+
+        Returns:
+            list[AdapterRecord]: one per adapter, newest revision only.
+        """
+        filters = Filters(base_model=base_model, licence=licence, rank=rank, target=target, tag=tag)
+        with self.store.read() as session:
+            return adapter_queries.list_records(session, filters, limit=limit, statuses=tuple(statuses))
+
+    def show(self, ref: str) -> AdapterDetails:
+        """Everything known about one adapter.
+
+        Args:
+            ref (str): ``owner/repo``, ``owner/repo/subfolder``, a local folder, a catalog id or an unambiguous name.
+
+        Returns:
+            AdapterDetails: record, card, files, samples, spectra.
+
+        Raises:
+            NotInCatalogError: no such adapter; names the nearest ones.
+        """
+        with self.store.read() as session:
+            record = adapter_queries.find(session, ref)
+            return adapter_queries.details(session, record)
+
+    def define(
+        self,
+        name: str,
+        adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef],
+        method: str = "arrow",
+        *,
+        base_model: str | None = None,
+        replace: bool = False,
+        **hyperparameters: Any,
+    ) -> CompositionRecord:
+        """Check a composition against the base model's architecture and store it, without loading any weights of it.
+
+        Args:
+            name (str): name to store it under.
+            adapters (Mapping | Iterable): adapters of the catalog, as records, hits' ``adapter`` or names; a mapping
+                gives them names of the user's choice. Axis E follows this order.
+            method (str): routing method.
+            base_model (str | None): base model; default the one that all adapters name.
+            replace (bool): overwrite a composition of the same name.
+            **hyperparameters (Any): settings of the method.
+
+        Returns:
+            CompositionRecord: as stored.
+
+        Raises:
+            NotInCatalogError: an adapter is not in the catalog.
+            IncompatibleAdaptersError: lists every mismatch.
+            MethodError: the method or a setting is unknown or unusable.
+        """
+        from hub_router.compose.check import check_fit, empty_model
+        from hub_router.lora.reader import read_adapter
+        from hub_router.routing.registry import create
+
+        if not name.strip() or name != name.strip():
+            raise HubRouterError(f"composition name {name!r} is empty or padded, expected a word such as 'reviews'")
+        with self.store.read() as session:
+            members = selection.select(session, adapters)
+        create(method, hyperparameters)
+        base = base_model or selection.common_base(members)
+        check_fit(empty_model(base), base, [read_adapter(record.path, label) for label, record in members.items()])
+        with self.store.write() as session:
+            composition_queries.save(
+                session,
+                name,
+                base_model=base,
+                method=method,
+                hyperparameters=hyperparameters,
+                members=[(label, record.id, record.weights_hash) for label, record in members.items()],
+                replace=replace,
+            )
+            return composition_queries.load(session, name)
+
+    def compose(
+        self,
+        name: str,
+        adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef],
+        method: str = "arrow",
+        *,
+        base_model: str | None = None,
+        replace: bool = False,
+        device: str | None = None,
+        **hyperparameters: Any,
+    ) -> RoutedModel:
+        """:meth:`define` a composition, then :meth:`load` it.
+
+        Args:
+            name (str): name to store it under.
+            adapters (Mapping | Iterable): as for :meth:`define`.
+            method (str): routing method.
+            base_model (str | None): base model; default the one that all adapters name.
+            replace (bool): overwrite a composition of the same name.
+            device (str | None): as for :meth:`load`.
+            **hyperparameters (Any): settings of the method.
+
+        Returns:
+            RoutedModel: ready to generate.
+        """
+        self.define(name, adapters, method, base_model=base_model, replace=replace, **hyperparameters)
+        return self.load(name, device=device)
+
+    def compositions(self) -> list[CompositionRecord]:
+        """Stored compositions, by name."""
+        with self.store.read() as session:
+            return composition_queries.list_all(session)
+
+    def delete_composition(self, name: str) -> None:
+        """Forget a composition; its adapters stay.
+
+        Raises:
+            NotInCatalogError: no composition of that name.
+        """
+        with self.store.write() as session:
+            composition_queries.delete(session, name)
+
+    def load(self, name: str, *, device: str | None = None) -> RoutedModel:
+        """The routed model of a stored composition.
+
+        Args:
+            name (str): name it was stored under.
+            device (str | None): torch device; default CUDA where there is one, else CPU.
+
+        Returns:
+            RoutedModel: base model with the pool attached.
+
+        Raises:
+            NotInCatalogError: no composition of that name, or a member is no longer served.
+        """
+        from hub_router.compose.build import compose
+
+        with self.store.read() as session:
+            composition = selection.usable(session, name)
+            features = selection.features(session, composition)
+        model, tokenizer = self._base(composition.base_model, device)
+        return compose(
+            model,
+            {member.name: member.adapter.path for member in composition.members},
+            composition.method,
+            tokenizer=tokenizer,
+            features=features,
+            **composition.hyperparameters,
+        )
+
+    def evaluate(
+        self,
+        name: str,
+        methods: Sequence[str] | None = None,
+        *,
+        samples: int | None = None,
+        device: str | None = None,
+    ) -> Comparison:
+        """Exact-match accuracy per task of a composition's pool under several methods.
+
+        A task is a member with test samples (``test.jsonl``); ``own`` runs each task on its own adapter. The method of
+        the composition keeps its hyperparameters, every other one runs with its defaults.
+
+        Args:
+            name (str): stored composition.
+            methods (Sequence[str] | None): default ``base own uniform`` and the composition's.
+            samples (int | None): at most this many samples per task.
+            device (str | None): as for :meth:`load`.
+
+        Returns:
+            Comparison: rows by task, columns by method.
+        """
+        from hub_router.evaluate.comparison import OWN, compare
+        from hub_router.lora.reader import read_adapter
+        from hub_router.routing.registry import create
+
+        with self.store.read() as session:
+            composition = selection.usable(session, name)
+            features = selection.features(session, composition)
+        chosen = list(dict.fromkeys(methods or ("base", OWN, "uniform", composition.method)))
+        settings = {
+            method: (method, composition.hyperparameters if method == composition.method else {}) for method in chosen
+        }
+        for method, hyperparameters in settings.values():
+            if method != OWN:
+                create(method, hyperparameters)
+        with self.store.read() as session:
+            tasks = {
+                member.name: adapter_queries.samples(session, member.adapter.id, split="test")[:samples]
+                for member in composition.members
+            }
+        model, tokenizer = self._base(composition.base_model, device)
+        adapters = [read_adapter(member.adapter.path, member.name) for member in composition.members]
+        return compare(
+            model,
+            tokenizer,
+            adapters,
+            tasks,
+            settings,
+            features=features,
+            progress=self.progress,
+        )
+
+    @staticmethod
+    def _base(reference: str, device: str | None) -> tuple[Any, Any]:
+        """Base model and tokenizer by Hub id or folder."""
+        import torch
+
+        from hub_router.compose.base_model import load_base
+
+        return load_base(reference, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    def _encoder_name(self, encoder: str | None) -> str | None:
+        """The encoder asked for, else the one that the catalog is indexed with, else None (the default)."""
+        from hub_router.search.index import indexed_encoder
+
+        if encoder is not None:
+            return encoder
+        with self.store.read() as session:
+            return indexed_encoder(session)
+
+    def _index_spectra(self) -> tuple[int, tuple[tuple[str, str], ...]]:
+        """Spectra of every adapter that lacks current ones; one that cannot be read does not stop the rest."""
+        from hub_router.lora.reader import read_adapter
+        from hub_router.lora.spectrum import spectra
+
+        with self.store.read() as session:
+            stale = feature_queries.stale_spectra(session)
+        failed: list[tuple[str, str]] = []
+        with self.progress.task("spectra", len(stale)) as advance:
+            for record in stale:
+                try:
+                    adapter = read_adapter(record.path, record.name)
+                    computed = list(spectra(adapter))
+                except (UnsupportedAdapterError, OSError) as error:
+                    failed.append((record.ref, str(error)))
+                else:
+                    with self.store.write() as session:
+                        feature_queries.save_spectra(session, record.id, adapter.weights_hash, computed)
+                advance(1)
+        return len(stale) - len(failed), tuple(failed)

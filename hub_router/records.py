@@ -174,3 +174,92 @@ class Sample:
     output: str
     split: str = "sample"
     origin: str = "samples.jsonl"
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """One file of a catalogued adapter.
+
+    Args:
+        path (str): relative to the repository's top.
+        size_bytes (int): size as verified.
+        sha256 (str): content hash as verified.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class AdapterDetails:
+    """Everything that the catalog knows of one adapter, for ``show``.
+
+    Args:
+        record (AdapterRecord): the adapter.
+        card_text (str): prose of its card.
+        files (tuple[FileFacts, ...]): verified files.
+        samples (tuple[Sample, ...]): stored examples of both splits.
+        spectra (Mapping[str, Spectrum]): by module; empty before ``index``.
+        embeddings (Mapping[str, int]): number of embedded texts by encoder.
+    """
+
+    record: AdapterRecord
+    card_text: str
+    files: tuple[FileFacts, ...]
+    samples: tuple[Sample, ...]
+    spectra: Mapping[str, Spectrum]
+    embeddings: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class CompositionMemberRecord:
+    """One adapter of a composition.
+
+    Args:
+        name (str): the user's name for it; its place in the tuple is its place on axis E.
+        adapter (AdapterRecord): the adapter as the catalog knows it now.
+        weights_hash (str): identity of the weights it was composed with.
+    """
+
+    name: str
+    adapter: AdapterRecord
+    weights_hash: str
+
+
+@dataclass(frozen=True)
+class CompositionRecord:
+    """A routed model's recipe, stored under a name.
+
+    Args:
+        name (str): unique name.
+        base_model (str): Hub id or folder of the base model.
+        method (str): routing method, a name of ``hub-router methods``.
+        hyperparameters (Mapping[str, Any]): the method's settings that differ from its defaults.
+        members (tuple[CompositionMemberRecord, ...]): the pool, in the order of axis E.
+    """
+
+    name: str
+    base_model: str
+    method: str
+    hyperparameters: Mapping[str, Any]
+    members: tuple[CompositionMemberRecord, ...]
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What one call of ``index`` did.
+
+    Args:
+        spectra (int): adapters whose spectra were computed.
+        embedded (int): adapters whose texts were embedded.
+        unchanged (int): adapters for which nothing was missing.
+        encoder (str): sentence encoder used.
+        failed (tuple[tuple[str, str], ...]): (adapter, reason) of those that could not be indexed.
+    """
+
+    spectra: int
+    embedded: int
+    unchanged: int
+    encoder: str
+    failed: tuple[tuple[str, str], ...] = ()

@@ -66,7 +66,7 @@ def bundled(name: str) -> Path:
         SettingsError: the installation is incomplete.
     """
     package = Path(__file__).resolve().parent
-    in_checkout = {"zoo": "examples/zoo/hub_router"}.get(name, name)
+    in_checkout = {"zoo": "examples/zoo"}.get(name, name)
     for folder in (package / "_bundled" / name, package.parent / in_checkout):
         if folder.is_dir():
             return folder

@@ -26,7 +26,7 @@ ALLOWED = {
     "lora": GROUND,
     "routing": GROUND | {"lora"},
     "compose": GROUND | {"lora", "routing"},
-    "evaluate": GROUND | {"compose"},
+    "evaluate": GROUND | {"compose", "routing", "lora"},
     "hub": GROUND | ENGINE | CATALOG,
     "doctor": GROUND | CATALOG,
     "demo": GROUND | {"hub", "cli"},
@@ -65,7 +65,11 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_bundled" not in pat
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_module_imports_only_the_layers_below(path: Path) -> None:
     layer = layer_of(path)
-    known = {entry for entry in imported_layers(path) if (PACKAGE / entry).is_dir() or (PACKAGE / f"{entry}.py").exists()}
+    known = {
+        entry
+        for entry in imported_layers(path)
+        if (PACKAGE / entry).is_dir() or (PACKAGE / f"{entry}.py").exists()
+    }
     forbidden = known - ALLOWED[layer] - {layer}
     assert not forbidden, f"{path.relative_to(PACKAGE)} ({layer}) must not import {sorted(forbidden)}"
 

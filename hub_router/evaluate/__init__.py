@@ -1,0 +1,1 @@
+"""Accuracy of routed models, per task and per method."""

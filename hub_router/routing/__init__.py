@@ -1,0 +1,1 @@
+"""Routing methods, one per file, behind the seam of ``base.py``."""

@@ -1,0 +1,1 @@
+"""Text to vector, the FAISS cache, and ranking of adapters."""

@@ -1,0 +1,1 @@
+"""Bringing repositories of the Hub and local folders into the catalog."""

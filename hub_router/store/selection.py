@@ -1,0 +1,122 @@
+"""Which adapters a composition takes: references to records, their common base model, and whether they still hold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sqlalchemy.orm import Session
+
+from hub_router.errors import HubRouterError, MethodError, NotInCatalogError
+from hub_router.records import AdapterRecord, CompositionRecord, Spectrum
+from hub_router.store import adapters as adapter_queries
+from hub_router.store import compositions as composition_queries
+from hub_router.store import features as feature_queries
+
+AdapterRef = str | Path | AdapterRecord
+
+
+def select(session: Session, adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef]) -> dict[str, AdapterRecord]:
+    """Records by the name that each has in the pool, in the order given.
+
+    Args:
+        session (Session): a reading session.
+        adapters (Mapping | Iterable): records or references; a mapping gives the names, else the adapters' short names
+            are taken (their full references where two short names coincide).
+
+    Returns:
+        dict[str, AdapterRecord]: the pool.
+
+    Raises:
+        NotInCatalogError: an adapter is unknown or cannot be served; lists all of the latter.
+        MethodError: the pool is empty or names an adapter twice.
+    """
+    given = adapters.items() if isinstance(adapters, Mapping) else ((None, entry) for entry in adapters)
+    found = [
+        (label, entry if isinstance(entry, AdapterRecord) else adapter_queries.find(session, str(entry)))
+        for label, entry in given
+    ]
+    if not found:
+        raise MethodError("a composition needs at least one adapter, got none; find some with: hub-router search TEXT")
+    unusable = [f"{record.ref}: {record.status}: {record.reason}" for _, record in found if record.status != "ready"]
+    if unusable:
+        raise NotInCatalogError("adapters that cannot be composed:\n" + "\n".join(f"  - {row}" for row in unusable))
+    short = Counter(record.name for label, record in found if label is None)
+    pool: dict[str, AdapterRecord] = {}
+    for label, record in found:
+        name = label or (record.name if short[record.name] == 1 else record.ref)
+        if name in pool:
+            raise MethodError(
+                f"the pool names {name!r} twice ({pool[name].ref} and {record.ref}); name each adapter once"
+            )
+        pool[name] = record
+    return pool
+
+
+def common_base(pool: Mapping[str, AdapterRecord]) -> str:
+    """The base model that all adapters of a pool name.
+
+    Args:
+        pool (Mapping[str, AdapterRecord]): records by name.
+
+    Returns:
+        str: Hub id or folder.
+
+    Raises:
+        HubRouterError: they name none, or several; lists every adapter with its base.
+    """
+    bases = {name: record.base_model_resolved or record.base_model for name, record in pool.items()}
+    named = {base for base in bases.values() if base}
+    if len(named) == 1 and all(bases.values()):
+        return named.pop()
+    lines = "\n".join(f"  - {name}: {base or 'names no base model'}" for name, base in bases.items())
+    raise HubRouterError(
+        f"the adapters name {len(named)} base models, expected one:\n{lines}\n"
+        "choose it with --base-model (base_model=...)"
+    )
+
+
+def usable(session: Session, name: str) -> CompositionRecord:
+    """A stored composition whose every member is still what it was composed with.
+
+    Args:
+        session (Session): a reading session.
+        name (str): the composition's name.
+
+    Returns:
+        CompositionRecord: safe to build.
+
+    Raises:
+        NotInCatalogError: there is none of that name, or members vanished or changed; lists all of them.
+    """
+    composition = composition_queries.load(session, name)
+    faults = []
+    for member in composition.members:
+        record = member.adapter
+        if record.status != "ready":
+            faults.append(f"{member.name} ({record.ref}): {record.status}: {record.reason}")
+        elif record.weights_hash != member.weights_hash:
+            faults.append(f"{member.name} ({record.ref}): its weights changed since it was composed")
+        elif not record.path.is_dir():
+            faults.append(f"{member.name} ({record.ref}): {record.path} is gone; run: hub-router sync {record.ref}")
+    if faults:
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        raise NotInCatalogError(
+            f"composition {name!r} can no longer be built as stored:\n{lines}\n"
+            f"compose it anew with: hub-router compose {name} --replace ..."
+        )
+    return composition
+
+
+def features(session: Session, composition: CompositionRecord) -> dict[str, dict[str, Spectrum]]:
+    """Current spectra of a composition's members.
+
+    Args:
+        session (Session): a reading session.
+        composition (CompositionRecord): a usable composition.
+
+    Returns:
+        dict[str, dict[str, Spectrum]]: by the member's name in the pool, then by module; empty where not indexed.
+    """
+    return {member.name: feature_queries.load_spectra(session, member.adapter.id) for member in composition.members}
