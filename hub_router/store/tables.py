@@ -15,7 +15,6 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     DateTime,
-    Float,
     ForeignKey,
     Index,
     Integer,
@@ -25,7 +24,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
-    text,
+    true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
@@ -90,7 +89,7 @@ class Adapter(Base):
     repo_pk: Mapped[int] = mapped_column(ForeignKey("repos.id", ondelete="CASCADE"), index=True)
     revision: Mapped[str] = mapped_column(String(64))
     subfolder: Mapped[str] = mapped_column(String(1024), default="")
-    current: Mapped[bool] = mapped_column(Boolean, default=True, server_default=text("true"))
+    current: Mapped[bool] = mapped_column(Boolean, default=True, server_default=true())
     status: Mapped[str] = mapped_column(String(16))
     reason: Mapped[str] = mapped_column(Text, default="")
     path: Mapped[str] = mapped_column(Text)
@@ -116,9 +115,7 @@ class Adapter(Base):
     repo: Mapped[Repo] = relationship(back_populates="adapters")
     labels: Mapped[list[AdapterLabel]] = relationship(cascade="all, delete-orphan")
     files: Mapped[list[AdapterFile]] = relationship(cascade="all, delete-orphan")
-    samples: Mapped[list[AdapterSample]] = relationship(
-        cascade="all, delete-orphan", order_by="AdapterSample.position"
-    )
+    samples: Mapped[list[AdapterSample]] = relationship(cascade="all, delete-orphan", order_by="AdapterSample.position")
 
 
 class AdapterLabel(Base):
@@ -164,10 +161,6 @@ class AdapterSpectrum(Base):
 
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
     module: Mapped[str] = mapped_column(String(512), primary_key=True)
-    rank: Mapped[int] = mapped_column(Integer)
-    d_in: Mapped[int] = mapped_column(Integer)
-    d_out: Mapped[int] = mapped_column(Integer)
-    scaling: Mapped[float] = mapped_column(Float)
     singular_values: Mapped[bytes] = mapped_column(LargeBinary)
     direction: Mapped[bytes | None] = mapped_column(LargeBinary)
     ambiguous: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
@@ -229,7 +222,7 @@ class PrototypeVector(Base):
 
     set_id: Mapped[int] = mapped_column(ForeignKey("prototype_sets.id", ondelete="CASCADE"), primary_key=True)
     adapter_id: Mapped[int] = mapped_column(
-        ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True, index=True
+        ForeignKey("adapters.id", ondelete="RESTRICT"), primary_key=True, index=True
     )
     module: Mapped[str] = mapped_column(String(512), primary_key=True)
     vector: Mapped[bytes] = mapped_column(LargeBinary)
@@ -260,9 +253,7 @@ class CompositionMember(Base):
     __tablename__ = "composition_members"
     __table_args__ = (UniqueConstraint("composition_id", "name"),)
 
-    composition_id: Mapped[int] = mapped_column(
-        ForeignKey("compositions.id", ondelete="CASCADE"), primary_key=True
-    )
+    composition_id: Mapped[int] = mapped_column(ForeignKey("compositions.id", ondelete="CASCADE"), primary_key=True)
     position: Mapped[int] = mapped_column(Integer, primary_key=True)
     adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id", ondelete="RESTRICT"), index=True)
     name: Mapped[str] = mapped_column(String(255))
@@ -272,7 +263,7 @@ class CompositionMember(Base):
 
 
 class SyncRun(Base):
-    """One call of ``sync``: what was asked and when it ended (``finished_at`` is null while running or after a kill)."""
+    """One call of ``sync``: what was asked, and when it ended (null while running or after a kill)."""
 
     __tablename__ = "sync_runs"
 
@@ -285,7 +276,10 @@ class SyncRun(Base):
 
 
 class SyncOutcome(Base):
-    """What became of one adapter or repository in one run: ``added updated unchanged unsupported gated missing failed``."""
+    """What became of one adapter or repository in one run.
+
+    ``outcome`` is one of ``added updated unchanged unsupported gated missing failed``.
+    """
 
     __tablename__ = "sync_outcomes"
 

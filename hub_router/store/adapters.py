@@ -1,0 +1,191 @@
+"""Reading the catalog's adapters: lists under filters, one by name, everything about one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select
+from sqlalchemy.orm import Session
+
+from hub_router.records import AdapterDetails, AdapterRecord, FileFacts, Sample
+from hub_router.store import lookup
+from hub_router.store.features import embedding_counts, load_spectra
+from hub_router.store.rows import adapter_rows, fetch, plain, records, to_record
+from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, AdapterSample, Repo
+
+__all__ = ["Filters", "count", "details", "find", "ids", "list_records", "records", "samples", "to_record"]
+
+READY = ("ready",)
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which adapters are wanted; None asks nothing. Text is compared without regard to case.
+
+    Args:
+        base_model (str | None): base model as resolved, or as the adapter's config writes it.
+        licence (str | None): licence id; ``unknown`` is a value.
+        rank (int | None): a rank that occurs in the adapter.
+        rank_min (int | None): no module of a smaller rank.
+        rank_max (int | None): no module of a larger rank.
+        target (str | None): last component of an adapted module's name, such as ``q_proj``.
+        tag (str | None): a tag of the card.
+        author (str | None): owner of the repository on the Hub.
+        text (str | None): part of the adapter's name, of a tag or of a dataset.
+    """
+
+    base_model: str | None = None
+    licence: str | None = None
+    rank: int | None = None
+    rank_min: int | None = None
+    rank_max: int | None = None
+    target: str | None = None
+    tag: str | None = None
+    author: str | None = None
+    text: str | None = None
+
+
+def list_records(
+    session: Session,
+    filters: Filters | None = None,
+    limit: int | None = None,
+    offset: int = 0,
+    statuses: Sequence[str] = READY,
+) -> list[AdapterRecord]:
+    """Adapters in their newest revision, by name.
+
+    Args:
+        session (Session): a session of the store.
+        filters (Filters | None): which; default all.
+        limit (int | None): at most this many.
+        offset (int): how many to skip.
+        statuses (Sequence[str]): statuses wanted.
+
+    Returns:
+        list[AdapterRecord]: ordered by repository and subfolder.
+    """
+    statement = adapter_rows().where(*_conditions(filters, statuses))
+    statement = statement.order_by(Repo.repo_id, Adapter.subfolder, Adapter.id).limit(limit).offset(offset or None)
+    return fetch(session, statement)
+
+
+def count(session: Session, filters: Filters | None = None, statuses: Sequence[str] = READY) -> int:
+    """How many adapters :func:`list_records` would list without a limit."""
+    statement = select(func.count()).select_from(Adapter).where(*_conditions(filters, statuses))
+    return session.execute(statement).scalar_one()
+
+
+def ids(session: Session, filters: Filters | None = None, statuses: Sequence[str] = READY) -> np.ndarray:
+    """Catalog ids of the adapters that :func:`list_records` would list, as int64 ``(N,)``, ascending."""
+    statement = select(Adapter.id).where(*_conditions(filters, statuses))
+    return np.sort(np.array(plain(session, statement).scalars().all(), dtype=np.int64))
+
+
+def find(session: Session, ref: str | int) -> AdapterRecord:
+    """One adapter by what a user types.
+
+    Args:
+        session (Session): a session of the store.
+        ref (str | int): a catalog id, ``repo``, ``repo/subfolder``, either with ``@`` and the first characters of a
+            revision, a local folder, or a short name (the last parts of the name) that only one adapter has.
+
+    Returns:
+        AdapterRecord: of any status; superseded revisions only where a revision or an id was given.
+
+    Raises:
+        NotInCatalogError: there is none, or several; names the nearest ones or the choices.
+    """
+    adapter_id = lookup.resolve(session, str(ref))
+    return records(session, [adapter_id])[adapter_id]
+
+
+def details(session: Session, record: AdapterRecord) -> AdapterDetails:
+    """Everything that the catalog knows of one adapter.
+
+    Args:
+        session (Session): a session of the store.
+        record (AdapterRecord): from :func:`find` or a list.
+
+    Returns:
+        AdapterDetails: card, verified files, samples, current spectra and numbers of embedded texts.
+    """
+    card = session.execute(select(Adapter.card_text).where(Adapter.id == record.id)).scalar_one()
+    files = select(AdapterFile.path, AdapterFile.size_bytes, AdapterFile.sha256)
+    return AdapterDetails(
+        record=record,
+        card_text=card,
+        files=tuple(
+            FileFacts(*row)
+            for row in session.execute(files.where(AdapterFile.adapter_id == record.id).order_by(AdapterFile.path))
+        ),
+        samples=tuple(samples(session, record.id)),
+        spectra=load_spectra(session, record.id),
+        embeddings=embedding_counts(session, record.id),
+    )
+
+
+def samples(session: Session, adapter_id: int, split: str | None = None) -> list[Sample]:
+    """Stored examples of an adapter's task, in order.
+
+    Args:
+        session (Session): a session of the store.
+        adapter_id (int): catalog id.
+        split (str | None): ``sample`` or ``test``; default both.
+
+    Returns:
+        list[Sample]: empty where the adapter came without any.
+    """
+    statement = select(AdapterSample.input, AdapterSample.output, AdapterSample.split, AdapterSample.origin)
+    statement = statement.where(AdapterSample.adapter_id == adapter_id)
+    if split is not None:
+        statement = statement.where(AdapterSample.split == split)
+    return [Sample(*row) for row in session.execute(statement.order_by(AdapterSample.split, AdapterSample.position))]
+
+
+def _conditions(filters: Filters | None, statuses: Sequence[str]) -> list[ColumnElement[bool]]:
+    wanted = filters or Filters()
+    found: list[ColumnElement[bool]] = [Adapter.current.is_(True), Adapter.status.in_(tuple(statuses))]
+    if wanted.base_model is not None:
+        base = wanted.base_model.lower()
+        found.append(or_(func.lower(Adapter.base_model_resolved) == base, func.lower(Adapter.base_model) == base))
+    if wanted.licence is not None:
+        found.append(func.lower(Adapter.licence) == wanted.licence.lower())
+    if wanted.rank is not None:
+        # The list of ranks is JSON, for which no SQL is portable; its text is, once its brackets are commas.
+        listed = func.replace(func.replace(func.replace(cast(Adapter.ranks, Text), " ", ""), "[", ","), "]", ",")
+        found.append(listed.like(f"%,{int(wanted.rank)},%"))
+    if wanted.rank_min is not None:
+        found.append(Adapter.rank_min >= wanted.rank_min)
+    if wanted.rank_max is not None:
+        found.append(Adapter.rank_max <= wanted.rank_max)
+    if wanted.target is not None:
+        found.append(_has_label("target", wanted.target))
+    if wanted.tag is not None:
+        found.append(_has_label("tag", wanted.tag))
+    if wanted.author is not None:
+        found.append(
+            Adapter.repo.has(
+                or_(
+                    func.lower(Repo.author) == wanted.author.lower(),
+                    and_(Repo.source == "hub", Repo.repo_id.istartswith(f"{wanted.author}/", autoescape=True)),
+                )
+            )
+        )
+    if wanted.text is not None:
+        labelled = select(AdapterLabel.adapter_id).where(
+            AdapterLabel.kind.in_(("tag", "dataset")), AdapterLabel.value.icontains(wanted.text, autoescape=True)
+        )
+        named = Adapter.repo.has(lookup.full_name().icontains(wanted.text, autoescape=True))
+        found.append(or_(named, Adapter.id.in_(labelled)))
+    return found
+
+
+def _has_label(kind: str, value: str) -> ColumnElement[bool]:
+    same = and_(
+        AdapterLabel.adapter_id == Adapter.id,
+        AdapterLabel.kind == kind,
+        func.lower(AdapterLabel.value) == value.lower(),
+    )
+    return select(AdapterLabel.adapter_id).where(same).exists()
