@@ -90,3 +90,7 @@ class IncompatibleAdaptersError(HubRouterError):
 
 class ArtifactError(HubRouterError):
     """A saved composition on disk is incomplete or was changed."""
+
+
+class RoutedStateError(HubRouterError):
+    """A model is routed when it must not be, or no longer is when it must be."""

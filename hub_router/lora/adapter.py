@@ -13,7 +13,7 @@ from hub_router.errors import UnsupportedAdapterError
 
 @dataclass(frozen=True, eq=False)
 class LoraFactors:
-    """The low-rank update ``scaling * B A`` of one linear map (`LoRA <https://arxiv.org/abs/2106.09685>`_, Eq. 3).
+    """The low-rank update ``scaling * B A`` of one linear map (LoRA, Eq. 3, https://arxiv.org/abs/2106.09685).
 
     Args:
         A (torch.Tensor): down projection ``(r, D_in)``, as stored.

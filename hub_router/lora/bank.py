@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -54,11 +54,11 @@ class ModuleBank:
     def slices(self) -> tuple[slice, ...]:
         """Where each candidate's components lie: rows of A and columns of B."""
         offsets = self.offsets
-        return tuple(slice(start, stop) for start, stop in zip(offsets, offsets[1:], strict=False))
+        return tuple(slice(start, stop) for start, stop in pairwise(offsets))
 
     @property
     def component_experts(self) -> torch.Tensor:
-        """Candidate number (0 .. K-1, not the pool position) of each component, int64 ``(R,)`` on A's device."""
+        """Candidate number (0 .. K-1, not the pool position) of each component, int64 ``(R,)``."""
         ranks = torch.tensor(self.ranks, dtype=torch.int64, device=self.A.device)
         numbers = torch.arange(len(self.ranks), device=self.A.device)
         return numbers.repeat_interleave(ranks, output_size=self.A.shape[0])  # [R]
@@ -100,7 +100,7 @@ def build_bank(
 
     Args:
         adapters (Sequence[LoraAdapter]): the pool, in the order of axis E. Ranks and modules may differ.
-        dtype (torch.dtype): dtype of the stacked factors; products with the scaling are taken in float32 at least.
+        dtype (torch.dtype): dtype of the stacked factors; the scaling is applied in float32 at least.
         device (torch.device | str): where the stacked factors live.
 
     Returns:
@@ -108,7 +108,7 @@ def build_bank(
 
     Raises:
         MethodError: two adapters have the same name.
-        IncompatibleAdaptersError: adapters disagree about a module's input or output width; lists every module.
+        IncompatibleAdaptersError: adapters disagree about a module's widths; lists every one.
     """
     names = tuple(adapter.name for adapter in adapters)
     repeated = sorted(name for name, count in Counter(names).items() if count > 1)
@@ -146,7 +146,7 @@ def _stack(
         for factor in factors:
             stop = start + factor.rank
             A[start:stop].copy_(factor.A)
-            # A half-precision product would round twice: once with the scaling, once more in the target dtype.
+            # A product in half precision would round twice: after scaling, and again in the target dtype.
             wide = torch.promote_types(factor.B.dtype, torch.float32)
             B[:, start:stop].copy_(factor.B.to(wide) * factor.scaling)
             start = stop

@@ -1,0 +1,72 @@
+"""From a pool and a method to the updates of a model: checked first, prepared next, attached last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from hub_router.compose.layer import RoutedUpdate
+from hub_router.lora.adapter import LoraAdapter
+from hub_router.lora.bank import AdapterBank, build_bank
+from hub_router.records import Spectrum
+from hub_router.routing.base import Prepared, Router
+from hub_router.routing.candidates import without_zero_updates
+
+Features = Mapping[str, Mapping[str, Spectrum]]
+
+
+def stack(adapters: Sequence[LoraAdapter]) -> AdapterBank:
+    """The pool's stacked factors, with the candidates of every module.
+
+    Args:
+        adapters (Sequence[LoraAdapter]): the pool.
+
+    Returns:
+        AdapterBank: float32 on the CPU; adapters with a zero update in a module are no candidates there.
+    """
+    return without_zero_updates(build_bank(adapters))
+
+
+def prepare(router: Router, bank: AdapterBank, features: Features) -> dict[str, Prepared]:
+    """Let a method make its state for every module.
+
+    Args:
+        router (Router): the method.
+        bank (AdapterBank): from :func:`stack`.
+        features (Mapping): spectra by adapter, then by module; may lack adapters and modules, and hold others.
+
+    Returns:
+        dict[str, Prepared]: by module path, for every module that any adapter adapts.
+    """
+    return {
+        name: router.prepare(
+            module, bank.adapters, {a: features[a][name] for a in bank.adapters if name in features.get(a, {})}
+        )
+        if module.ranks
+        else Prepared(module, {})
+        for name, module in bank.modules.items()
+    }
+
+
+def make_updates(
+    model: nn.Module, router: Router, prepared: Mapping[str, Prepared], pool: int
+) -> dict[str, RoutedUpdate]:
+    """Put each module's state where its linear map is.
+
+    Args:
+        model (nn.Module): the base model; not changed.
+        router (Router): the method.
+        prepared (Mapping[str, Prepared]): by module path.
+        pool (int): number E of adapters.
+
+    Returns:
+        dict[str, RoutedUpdate]: ready to attach, in the device and dtype of each linear map's weight.
+    """
+    updates = {}
+    for name, state in prepared.items():
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, torch.Tensor)
+        updates[name] = RoutedUpdate(router, state, pool, weight.device, weight.dtype)
+    return updates

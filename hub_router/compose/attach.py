@@ -1,0 +1,90 @@
+"""On and off a model: a child module and a forward hook per adapted linear map, and nothing else.
+
+The linear maps stay the objects they were, so the model's class, parameters, ``state_dict`` and ``.weight`` attributes
+are those of the base model. Compile after attaching: a graph that was compiled before does not know the hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hub_router.compose.layer import RoutedUpdate
+from hub_router.errors import RoutedStateError
+
+CHILD = "hub_router_update"
+
+
+def routed_updates(model: nn.Module) -> Iterator[tuple[nn.Module, RoutedUpdate]]:
+    """All linear maps of a model that carry a routed update, with it.
+
+    Args:
+        model (nn.Module): any model.
+
+    Yields:
+        tuple[nn.Module, RoutedUpdate]: in the order of ``model.modules()``.
+    """
+    for module in model.modules():
+        child = module._modules.get(CHILD)
+        if isinstance(child, RoutedUpdate):
+            yield module, child
+
+
+def need_unrouted(model: nn.Module) -> None:
+    """Refuse a model that carries adapters of an earlier composition.
+
+    Args:
+        model (nn.Module): any model.
+
+    Raises:
+        RoutedStateError: it is routed already.
+    """
+    names = [update.module for _, update in routed_updates(model)]
+    if names:
+        raise RoutedStateError(
+            f"the model is routed already: {len(names)} modules carry adapters, the first is {names[0]}; "
+            "call detach() on the routed model that holds it, then compose again"
+        )
+
+
+def attach(model: nn.Module, updates: Mapping[str, RoutedUpdate]) -> None:
+    """Add each update to the output of its linear map; all or none.
+
+    Args:
+        model (nn.Module): the base model.
+        updates (Mapping[str, RoutedUpdate]): by module path.
+
+    Raises:
+        RoutedStateError: the model is routed already.
+    """
+    need_unrouted(model)
+    try:
+        for name, update in updates.items():
+            linear = model.get_submodule(name)
+            linear.add_module(CHILD, update)
+            update.handle = linear.register_forward_hook(_add_update, with_kwargs=True)
+    except BaseException:
+        detach(model)
+        raise
+
+
+def detach(model: nn.Module) -> None:
+    """Take all updates and hooks off; the base model is as it was.
+
+    Args:
+        model (nn.Module): routed or not.
+    """
+    for linear, update in list(routed_updates(model)):
+        if update.handle is not None:
+            update.handle.remove()
+        del linear._modules[CHILD]
+
+
+def _add_update(linear: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """Forward hook: ``W x`` plus what the adapters add."""
+    x = args[0] if args else kwargs["input"]
+    update = linear.hub_router_update(x)  # type: ignore[operator]
+    return output if update is None else output + update.to(output.dtype)

@@ -1,0 +1,107 @@
+"""Loads base models and tokenizers by folder or Hub id, never running code that comes with them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hub_router.errors import MissingError
+
+_LOG = logging.getLogger(__name__)
+
+
+def base_name(model: nn.Module) -> str:
+    """What to call a base model in a message.
+
+    Args:
+        model (nn.Module): any model.
+
+    Returns:
+        str: its ``name_or_path`` where it has one, and its class.
+    """
+    name = getattr(model, "name_or_path", "")
+    return f"{name} ({type(model).__name__})" if name else type(model).__name__
+
+
+def load_model(
+    reference: str,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+) -> Any:
+    """Load a causal language model.
+
+    Args:
+        reference (str): folder or Hub id.
+        device (torch.device | str | None): where to put the model; None leaves it on the CPU.
+        dtype (torch.dtype | str): ``auto`` keeps the dtype that the checkpoint states.
+        revision (str | None): commit on the Hub; None for the newest.
+
+    Returns:
+        PreTrainedModel: in evaluation mode.
+
+    Raises:
+        MissingError: there is no such model, or transformers cannot load it.
+    """
+    with loading(reference):
+        model = AutoModelForCausalLM.from_pretrained(
+            reference, dtype=dtype, revision=revision or "main", trust_remote_code=False
+        )
+    return model if device is None else model.to(device)
+
+
+def load_base(reference: str, device: torch.device | str | None = None) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        reference (str): folder or Hub id.
+        device (torch.device | str | None): where to put the model; None leaves it on the CPU.
+
+    Returns:
+        tuple: ``(model, tokenizer)``; the tokenizer is None where the model comes without one.
+
+    Raises:
+        MissingError: there is no such model, or transformers cannot load it.
+    """
+    return load_model(reference, device), load_tokenizer(reference)
+
+
+def load_tokenizer(reference: str) -> Any:
+    """Load a tokenizer where there is one.
+
+    Args:
+        reference (str): folder or Hub id.
+
+    Returns:
+        PreTrainedTokenizerBase | None: None, with a logged warning, where there is none that loads: logits need none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(reference, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        _LOG.warning("%s has no tokenizer that loads, so it takes and gives no text: %s", reference, error)
+        return None
+
+
+@contextmanager
+def loading(reference: str) -> Iterator[None]:
+    """Turn what transformers raises for a model that it cannot load into one error.
+
+    Args:
+        reference (str): folder or Hub id.
+
+    Raises:
+        MissingError: names the reference and transformers' reason.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise MissingError(
+            f"base model {reference!r} cannot be loaded, expected a folder or Hub id of a transformers causal language "
+            f"model (HF_TOKEN for a gated one): {error}"
+        ) from error

@@ -1,0 +1,65 @@
+"""compose: a base model, a pool of adapters and a routing method become one routed model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hub_router.compose.assemble import Features, make_updates, prepare, stack
+from hub_router.compose.attach import attach, need_unrouted
+from hub_router.compose.base_model import base_name, load_base
+from hub_router.compose.check import check_fit, empty_model
+from hub_router.compose.pool import AdapterSource, read_pool
+from hub_router.compose.routed import RoutedModel
+from hub_router.routing.registry import create
+
+
+def compose(
+    model: Any,
+    adapters: Mapping[str, AdapterSource] | Sequence[AdapterSource],
+    method: str = "arrow",
+    *,
+    tokenizer: Any = None,
+    features: Features | None = None,
+    **hyperparameters: Any,
+) -> RoutedModel:
+    """Attach a pool of LoRA adapters to a base model, routed by one method.
+
+    Everything is checked before the model is touched: an error leaves it as it was.
+
+    Args:
+        model (PreTrainedModel | str | Path): a transformers model, which is changed in place until ``detach()``; or a
+            folder or Hub id, from which model and tokenizer are loaded.
+        adapters (Mapping | Sequence): PEFT adapter folders by name, or a list of folders, which take their folders'
+            names. Ranks and adapted modules may differ. Axis E of all weights follows this order.
+        method (str): a name of ``hub-router methods``.
+        tokenizer (PreTrainedTokenizerBase | None): for text in and out; logits need none.
+        features (Mapping | None): spectra of a catalog by adapter, then by module; what is missing is computed.
+        **hyperparameters (Any): the method's, where they differ from the paper's defaults.
+
+    Returns:
+        RoutedModel: holds the model, now routed.
+
+    Raises:
+        MethodError: unknown method, invalid hyperparameter, or a pool that the method cannot route over.
+        UnsupportedAdapterError: lists the adapters that cannot be read.
+        MissingError: the base model cannot be loaded.
+        IncompatibleAdaptersError: lists every module of every adapter that does not fit the model.
+        RoutedStateError: the model is routed already.
+    """
+    router = create(method, hyperparameters)
+    pool = read_pool(adapters)
+    path = str(model) if isinstance(model, str | Path) else None
+    if path is None:
+        need_unrouted(model)
+        check_fit(model, base_name(model), pool)
+    else:
+        check_fit(empty_model(path), path, pool)
+    bank = stack(pool)
+    router.check(bank)
+    if path is not None:
+        model, found = load_base(path)
+        tokenizer = found if tokenizer is None else tokenizer
+    attach(model, make_updates(model, router, prepare(router, bank, features or {}), len(pool)))
+    return RoutedModel(model, tokenizer, pool, router)

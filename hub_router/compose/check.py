@@ -1,0 +1,108 @@
+"""Compares every adapter with the base model before anything is attached, and reports all misfits at once."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hub_router.compose.base_model import loading
+from hub_router.errors import IncompatibleAdaptersError
+from hub_router.lora.adapter import LoraAdapter, LoraFactors
+
+_NUMBER = re.compile(r"\d+")
+_SHOWN = 3
+
+
+def empty_model(reference: str) -> nn.Module:
+    """The base model's architecture without weights, enough to check adapters against.
+
+    Args:
+        reference (str): folder or Hub id of the base model; only its config is read.
+
+    Returns:
+        nn.Module: on the meta device.
+
+    Raises:
+        MissingError: there is no such model, or its architecture is not one of transformers' causal models.
+    """
+    with loading(reference):
+        config = AutoConfig.from_pretrained(reference, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def check_fit(model: nn.Module, base: str, adapters: Sequence[LoraAdapter]) -> None:
+    """Refuse adapters that do not fit the base model.
+
+    Args:
+        model (nn.Module): the base model, or :func:`empty_model` of it.
+        base (str): what to call it in the message.
+        adapters (Sequence[LoraAdapter]): the pool.
+
+    Raises:
+        IncompatibleAdaptersError: a line per adapter and module that the model lacks, that is no ``nn.Linear``,
+            or that has other widths.
+    """
+    modules = dict(model.named_modules())
+    nearest = _Nearest(modules)
+    mismatches = [
+        f"adapter {adapter.name!r}, module {name}: {fault}"
+        for adapter in adapters
+        for name, factors in adapter.modules.items()
+        if (fault := _fault(modules, name, factors, nearest)) is not None
+    ]
+    if mismatches:
+        raise IncompatibleAdaptersError(base, mismatches)
+
+
+def _fault(modules: Mapping[str, nn.Module], name: str, factors: LoraFactors, nearest: _Nearest) -> str | None:
+    """What is wrong with one module of one adapter."""
+    module = modules.get(name)
+    if module is None:
+        return f"the model has no such module; the nearest are {nearest(name)}"
+    if not isinstance(module, nn.Linear):
+        return f"got {type(module).__module__}.{type(module).__qualname__}, expected torch.nn.Linear"
+    got, expected = (factors.d_in, factors.d_out), (module.in_features, module.out_features)
+    if got != expected:
+        return f"got D_in x D_out {got[0]} x {got[1]}, expected {expected[0]} x {expected[1]} as in the model"
+    return None
+
+
+class _Nearest:
+    """Names of linear maps that resemble a missing one.
+
+    Names are compared as patterns with the layer numbers left out, because a deep model repeats a handful of patterns
+    and an adapter that does not fit misses all of them.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._patterns: dict[str, list[str]] = defaultdict(list)
+        for name, module in modules.items():
+            if isinstance(module, nn.Linear):
+                self._patterns[_NUMBER.sub("#", name)].append(name)
+        self._known: dict[str, list[str]] = {}
+
+    def __call__(self, missing: str) -> str:
+        pattern = _NUMBER.sub("#", missing)
+        if pattern not in self._known:
+            self._known[pattern] = get_close_matches(pattern, self._patterns, n=_SHOWN, cutoff=0.4)
+        wanted = _numbers(missing)
+        close = [
+            min(self._patterns[each], key=lambda name: _distance(_numbers(name), wanted))
+            for each in self._known[pattern]
+        ]
+        return ", ".join(close) if close else "none"
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in _NUMBER.findall(name)]
+
+
+def _distance(numbers: Sequence[int], wanted: Sequence[int]) -> int:
+    return sum(abs(a - b) for a, b in zip(numbers, wanted, strict=False))

@@ -1,0 +1,67 @@
+"""Names what a file or folder is when it is not the PEFT LoRA adapter that it claims to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIG_FILE = "adapter_config.json"
+SAFETENSORS_FILE = "adapter_model.safetensors"
+BIN_FILE = "adapter_model.bin"
+
+_MAGIC = (
+    (b"version https://git-lfs", "a Git LFS pointer, the file itself was not downloaded"),
+    (b"\x00\x05\x16\x07", "macOS AppleDouble metadata, not the file that its name says"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+)
+
+_FOLDERS = (
+    ("pytorch_lora_weights.safetensors", "diffusers LoRA weights (pytorch_lora_weights.safetensors)"),
+    ("pytorch_lora_weights.bin", "diffusers LoRA weights (pytorch_lora_weights.bin)"),
+    ("adapters.safetensors", "MLX-LM weights (adapters.safetensors)"),
+    ("adapters.npz", "MLX-LM weights (adapters.npz)"),
+    ("pytorch_adapter.bin", "AdapterHub weights (pytorch_adapter.bin)"),
+    (f"{SAFETENSORS_FILE}.index.json", "sharded adapter weights"),
+    (f"{BIN_FILE}.index.json", "sharded adapter weights"),
+    ("._adapter_config.json", "only macOS AppleDouble metadata (._adapter_config.json)"),
+    ("._adapter_model.safetensors", "only macOS AppleDouble metadata (._adapter_model.safetensors)"),
+    ("model.safetensors", "a full model (model.safetensors)"),
+    ("model.safetensors.index.json", "a full model (model.safetensors.index.json)"),
+    ("pytorch_model.bin", "a full model (pytorch_model.bin)"),
+)
+
+
+def describe_file(path: Path) -> str | None:
+    """What a file is, if its first bytes give it away as something that is neither JSON nor weights.
+
+    Args:
+        path (Path): an existing file.
+
+    Returns:
+        str | None: e.g. ``an empty file``; None where nothing was recognised.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        return "an empty file"
+    start = head.lstrip().lower()
+    for magic, meaning in _MAGIC:
+        if head.startswith(magic) or start.startswith(magic):
+            return meaning
+    return None
+
+
+def describe_folder(folder: Path) -> str | None:
+    """What a folder holds, judged by its file names, where it holds no complete PEFT adapter.
+
+    Args:
+        folder (Path): an existing folder.
+
+    Returns:
+        str | None: e.g. ``MLX-LM weights (adapters.safetensors)``; None where nothing was recognised.
+    """
+    for name, meaning in _FOLDERS:
+        if (folder / name).is_file():
+            return meaning
+    return None

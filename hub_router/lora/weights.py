@@ -1,0 +1,197 @@
+"""Weight files of an adapter: found, memory-mapped and turned into named tensors without executing anything."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from hub_router.errors import UnsupportedAdapterError
+from hub_router.lora.formats import BIN_FILE, SAFETENSORS_FILE, describe_file, describe_folder
+
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_BLOCKED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+
+
+def find_weights(folder: Path) -> Path:
+    """The weight file of an adapter folder: safetensors first, then ``.bin``.
+
+    Args:
+        folder (Path): folder of the adapter.
+
+    Returns:
+        Path: an existing file.
+
+    Raises:
+        UnsupportedAdapterError: the folder holds neither file.
+    """
+    for name in (SAFETENSORS_FILE, BIN_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    found = describe_folder(folder)
+    raise UnsupportedAdapterError(
+        f"no weights: expected {SAFETENSORS_FILE} or {BIN_FILE}" + (f", found {found}" if found else "")
+    )
+
+
+def hash_weights(path: Path, function_fields: str) -> str:
+    """Identity of the function that an adapter computes.
+
+    Args:
+        path (Path): weight file.
+        function_fields (str): canonical JSON of the config fields that change the function.
+
+    Returns:
+        str: sha256 (hex) of the file's bytes followed by that JSON.
+    """
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    digest.update(function_fields.encode())
+    return digest.hexdigest()
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a weight file, on the CPU, backed by the file where its format allows.
+
+    Args:
+        path (Path): a ``.safetensors`` or ``.bin`` file.
+
+    Returns:
+        dict[str, torch.Tensor]: tensors by stored name, in file order.
+
+    Raises:
+        UnsupportedAdapterError: the file is not what its name says, asks for more than tensors, or holds tensors
+            that are not dense floating-point data.
+    """
+    what = describe_file(path)
+    if what:
+        raise UnsupportedAdapterError(f"{path.name} is {what}")
+    tensors = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
+    if not tensors:
+        raise UnsupportedAdapterError(f"{path.name} holds no tensors")
+    for name, tensor in tensors.items():
+        _check_dense(path, name, tensor)
+    return tensors
+
+
+def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file; pages are read when a tensor is used."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        raise UnsupportedAdapterError(f"{path.name} is no usable safetensors file: {_line(error)}") from error
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a ``torch.save`` file, read by the unpickler that knows nothing but tensors and containers."""
+    archive = zipfile.is_zipfile(path)
+    try:
+        if archive:
+            _check_archive(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except UnsupportedAdapterError:
+        raise
+    except Exception as error:
+        wanted = _BLOCKED_GLOBAL.findall(str(error)) or _foreign_globals(path, archive)
+        if wanted:
+            reason = f"{path.name} is a pickle that asks for {', '.join(sorted(set(wanted))[:3])}: not loaded"
+        else:
+            reason = f"{path.name} is no usable torch file: {_line(error)}"
+        raise UnsupportedAdapterError(reason) from error
+    if not isinstance(loaded, Mapping):
+        raise UnsupportedAdapterError(f"{path.name} holds a {type(loaded).__name__}, expected a dictionary of tensors")
+    return _tensors_of(path, loaded)
+
+
+def _tensors_of(path: Path, loaded: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    """The loaded dictionary, every entry a named tensor."""
+    wrong = [
+        f"{str(name)[:80]!r}: {type(value).__name__}"
+        for name, value in loaded.items()
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
+    ]
+    if wrong:
+        raise UnsupportedAdapterError(
+            f"{path.name}: {len(wrong)} entries are no named tensors, the first is {wrong[0]}"
+        )
+    return {name: tensor.detach() for name, tensor in loaded.items()}
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse archives that unpack to more than their own size: ``torch.save`` never compresses."""
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    size = path.stat().st_size
+    if unpacked > size:
+        raise UnsupportedAdapterError(
+            f"{path.name} has {size} bytes but unpacks to {unpacked}, expected no compression"
+        )
+
+
+def _check_dense(path: Path, name: str, tensor: torch.Tensor) -> None:
+    """Refuse what arithmetic over all elements could not read: sparse, expanded, empty or integer tensors."""
+    where = f"{path.name}: {name[:200]!r}"
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise UnsupportedAdapterError(f"{where} is a {tensor.layout} tensor on {tensor.device}, expected a dense one")
+    if tensor.dtype not in FLOAT_DTYPES:
+        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+        got = str(tensor.dtype).removeprefix("torch.")
+        raise UnsupportedAdapterError(f"{where} has dtype {got}, expected one of {expected}")
+    if tensor.numel() == 0:
+        raise UnsupportedAdapterError(f"{where} is empty (shape {tuple(tensor.shape)}), a shard was not gathered")
+    # A pickle may declare strides of zero: a few stored bytes that claim to be a matrix of any size.
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise UnsupportedAdapterError(f"{where} claims shape {tuple(tensor.shape)} but stores fewer elements")
+
+
+def _foreign_globals(path: Path, archive: bool) -> list[str]:
+    """Importable names in a pickle that are neither torch's nor containers, found without executing it."""
+    if archive:
+        with zipfile.ZipFile(path) as file:
+            name = next((entry for entry in file.namelist() if entry.endswith("/data.pkl")), None)
+            data = file.read(name) if name else b""
+    else:
+        data = path.read_bytes()
+    return [found for found in _globals_in(data) if not found.startswith(("torch.", "collections.OrderedDict"))]
+
+
+def _globals_in(data: bytes) -> Iterator[str]:
+    """``module.name`` of each import in a pickle, up to where it stops being one."""
+    texts: list[str] = []
+    memo: dict[int, str] = {}
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in ("GLOBAL", "INST"):
+                yield str(argument).replace(" ", ".")
+            elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
+                yield ".".join(texts[-2:])
+            elif opcode.name == "MEMOIZE" and texts:
+                memo[len(memo)] = texts[-1]
+            elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and texts:
+                memo[int(argument)] = texts[-1]
+            elif opcode.name in ("BINGET", "LONG_BINGET", "GET") and int(argument) in memo:
+                texts.append(memo[int(argument)])
+            elif isinstance(argument, str):
+                texts.append(argument)
+    except (ValueError, pickle.UnpicklingError):
+        return
+
+
+def _line(error: BaseException) -> str:
+    """The message of a foreign error: its last informative line, bounded."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith(("Check the documentation", "Weights only load failed"))]
+    text = lines[-1] if lines else type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,113 @@
+"""The seam between a routing method and the engine: a router says who and how much, ``compose`` sums.
+
+All methods are gates over rank-one components. With a module's stacked factors A ``(R, D_in)`` and B ``(D_out, R)``,
+``h = A x`` and a gate ``g(x)`` ``(R,)`` the routed module computes ``y = W x + B (g * h)``; a method is its gate.
+
+How the families fit:
+
+- token level (Arrow, SpectR, LoRA-Mixer, PHATGOOSE, MAPLE): :meth:`Router.prepare` makes tensors, :meth:`Router.route`
+  reads them. Trained gates are the same tensors with other values, so ``route`` takes them as an argument.
+- other factors (SpectR, LEGO, KnOTS, static merges): ``prepare`` returns a bank of its own in :class:`Prepared`.
+- components (HiLoRA's rank-one components): gates with ``per="component"``.
+- sequence level (LoraRetriever, HiLoRA): a ``plan`` that is asked once per sequence joins the protocol with the first
+  method that needs it; its rows reach ``route`` through ``tensors``, indexed by batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+
+from hub_router.lora.bank import AdapterBank, ModuleBank
+from hub_router.records import Spectrum
+
+Merge = Literal["outputs", "factors"]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """How much of each candidate a token gets; C is the number of candidates of the module.
+
+    Args:
+        weights (torch.Tensor): ``(..., C)``; ``(..., K)`` beside indices; ``(..., R)`` for ``per="component"``. The
+            leading axes are those of x, or absent where the gate does not depend on the token.
+        indices (torch.Tensor | None): int64 ``(..., K)``, the candidates that the K weights belong to; others get 0.
+        per (str): what a weight gates: an ``expert`` with all its components, or one rank-one ``component``.
+    """
+
+    weights: torch.Tensor
+    indices: torch.Tensor | None = None
+    per: Literal["expert", "component"] = "expert"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What a method keeps of one module.
+
+    Args:
+        bank (ModuleBank): the candidates that take part, with the factors that the engine multiplies.
+        tensors (Mapping[str, torch.Tensor]): the method's own state, handed back to ``route``.
+        merge (str): ``outputs``: sum_e w_e B_e A_e x; ``factors``: (sum_e w_e B_e) (sum_f w_f A_f) x.
+        own_factors (bool): whether the bank's factors are the method's and not the adapters' as they were read.
+    """
+
+    bank: ModuleBank
+    tensors: Mapping[str, torch.Tensor]
+    merge: Merge = "outputs"
+    own_factors: bool = False
+
+
+class Router(Protocol):
+    """A routing method: a frozen dataclass whose fields are the paper's hyperparameters with the paper's defaults.
+
+    Attributes:
+        name (str): registry name, used by the command line and ``compose(method=...)``.
+        title (str): one line that says what the gate is.
+        paper (str): link to the paper, empty where there is none.
+        projects (bool): whether ``route`` needs ``h = A x``.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    projects: ClassVar[bool]
+
+    def check(self, pool: AdapterBank) -> None:
+        """Refuse a pool that the method cannot route over, before any base model is loaded or changed.
+
+        Args:
+            pool (AdapterBank): every module's candidates, those with a zero update left out.
+
+        Raises:
+            MethodError: names every offender.
+        """
+        ...
+
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+        """Make one module's state, once.
+
+        Args:
+            bank (ModuleBank): stacked factors of the module, at least one candidate.
+            adapters (Sequence[str]): names of the pool; ``bank.experts`` are positions in it.
+            spectra (Mapping[str, Spectrum]): what the catalog holds about this module, by adapter; may be empty.
+
+        Returns:
+            Prepared: candidates, tensors and how to sum.
+        """
+        ...
+
+    def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
+        """Gate one module's tokens; pure.
+
+        Args:
+            tensors (Mapping[str, torch.Tensor]): :attr:`Prepared.tensors`, on x's device.
+            x (torch.Tensor): inputs of the module, ``(..., D_in)``.
+            h (torch.Tensor | None): ``A x`` ``(..., R)`` with the prepared factors, where :attr:`projects`.
+
+        Returns:
+            Gates: weights in float32 or wider.
+        """
+        ...

@@ -1,0 +1,40 @@
+"""``merged``: one adapter made of the mean factors of all candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from hub_router.lora.bank import AdapterBank, ModuleBank
+from hub_router.records import Spectrum
+from hub_router.routing.base import Gates, Prepared
+from hub_router.routing.candidates import need_equal_ranks
+
+
+@dataclass(frozen=True)
+class Merged:
+    """``w_e = 1/C`` on both factors, the "Merged" baseline of `HiLoRA <https://arxiv.org/abs/2510.12266>`_.
+
+    ``y = W x + (sum_e w_e B_e) (sum_f w_f A_f) x``, which needs candidates of equal rank.
+    """
+
+    name: ClassVar[str] = "merged"
+    title: ClassVar[str] = "one adapter of all adapters' mean factors"
+    paper: ClassVar[str] = "https://arxiv.org/abs/2510.12266"
+    projects: ClassVar[bool] = False
+
+    def check(self, pool: AdapterBank) -> None:
+        """See :class:`~hub_router.routing.base.Router`; the ranks must be equal."""
+        need_equal_ranks(pool, "method 'merged'")
+
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+        """See :class:`~hub_router.routing.base.Router`; everybody scores the same."""
+        return Prepared(bank, {"scores": torch.zeros(len(bank.ranks))}, merge="factors")
+
+    def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
+        """See :class:`~hub_router.routing.base.Router`; the softmax of equal scores is 1/C each."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return Gates(torch.softmax(tensors["scores"].to(wide), dim=-1))  # [C]
