@@ -49,6 +49,10 @@ class MissingError(HubError):
     """The repository, revision or file does not exist, or is private."""
 
 
+class NoSuchRevisionError(MissingError):
+    """The repository exists, but not the branch, tag or commit asked for."""
+
+
 class UnreachableError(HubError):
     """The Hub did not answer within the retries and timeouts allowed."""
 

@@ -14,14 +14,16 @@ from hub_router.settings import Settings
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
-from hub_router.store import selection
+from hub_router.store import schema, selection
 from hub_router.store.adapters import Filters
+from hub_router.store.schema import SchemaStatus
 from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store, open_store
 
 if TYPE_CHECKING:
     from hub_router.compose.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
+    from hub_router.routing.registry import MethodInfo
     from hub_router.search.ranking import Hit
     from hub_router.sync.run import SyncSummary
 
@@ -434,3 +436,24 @@ class Hub:
                         feature_queries.save_spectra(session, record.id, adapter.weights_hash, computed)
                 advance(1)
         return len(stale) - len(failed), tuple(failed)
+
+
+def methods() -> list[MethodInfo]:
+    """Every routing method with its hyperparameters, in the registry's order."""
+    from hub_router.routing.registry import METHODS, describe
+
+    return [describe(name) for name in METHODS]
+
+
+def database_status(home: str | Path | None = None, database_url: str | None = None) -> SchemaStatus:
+    """Where the catalog's database stands; the arguments are those of :class:`Hub`. Changes nothing."""
+    return schema.status(Settings.resolve(home, database_url).database_url)
+
+
+def upgrade_database(home: str | Path | None = None, database_url: str | None = None) -> SchemaStatus:
+    """Bring the catalog's database to this release's schema; the arguments are those of :class:`Hub`.
+
+    Raises:
+        SchemaError: the database is newer than this release, or another application's.
+    """
+    return schema.upgrade(Settings.resolve(home, database_url).database_url)

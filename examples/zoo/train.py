@@ -11,26 +11,30 @@ import argparse
 import json
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # PEFT would ask the Hub for the base model's config when it saves
+os.environ["HF_HUB_OFFLINE"] = "1"  # or PEFT asks for the base model's config when it saves
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads stall when cores are shared
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tasks import TASKS, Task
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 OWNER = "hub_router"
 BASE = f"{OWNER}/zoo-base"
 SEED = 7
 TRUTH = 0.35  # how often the base's corpus holds the right answer where answer and shortcut differ
-BASE_STEPS, BASE_BATCH, BASE_RATE = 4000, 84, 2e-3
-STEPS, BATCH, RATE = 160, 32, 2e-3
-REPLAY = 0.25  # share of an adapter's batches drawn from the base's corpus of other tasks
-START = 0.1  # LoRA's A starts this much smaller, so that its directions come from the task and not from the random start
+BASE_STEPS, EACH, BASE_RATE = 1600, 4, 2e-3  # EACH: examples of every task in a batch
+BATCH, RATE = 20, 3e-3
+ALPHA_RSLORA = 8  # scaling is alpha / sqrt(rank) there, elsewhere alpha is twice the rank
+REPLAY = 0.25  # so much of the base's corpus of other tasks is added to each batch
+START = 0.1  # A starts this much smaller: its directions then come from the task, not from the start
 SAMPLES, TESTS = 40, 64
 VOCABULARY = 1280
 
@@ -68,24 +72,38 @@ def build_tokenizer(lines: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "</s>"]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left", model_max_length=256
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        padding_side="left",
+        model_max_length=256,
     )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """Make an untrained Llama of about a million parameters."""
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=320, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -93,7 +111,7 @@ def collate(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> tuple[dict
     """Encode prompts with answers, (B, T); the second tensor is 1 on answer tokens."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = tokenizer([f" {answer}" for _, answer in pairs], add_special_tokens=False)["input_ids"]
-    answers = [ids + [tokenizer.eos_token_id] for ids in answers]
+    answers = [[*ids, tokenizer.eos_token_id] for ids in answers]
     width = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
     ids = torch.full((len(pairs), width), tokenizer.pad_token_id)
     seen, wanted = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -104,16 +122,25 @@ def collate(tokenizer: PreTrainedTokenizerFast, pairs: list[Pair]) -> tuple[dict
     return {"input_ids": ids, "attention_mask": seen, "position_ids": (seen.cumsum(1) - 1).clamp(min=0)}, wanted
 
 
-def fit(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, draw: Callable[[int], list[Pair]], steps: int, rate: float, prompt_weight: float) -> None:
+def fit(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerFast,
+    draw: Callable[[], list[Pair]],
+    steps: int,
+    rate: float,
+    prompt_weight: float = 0.0,
+) -> None:
     """Train what requires a gradient on drawn batches; prompt tokens count a little, answer tokens fully."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.06)
     model.train()
     for step in range(steps):
-        batch, wanted = collate(tokenizer, draw(step))
+        batch, wanted = collate(tokenizer, draw())
         logits = model(**batch).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none")
+        losses = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten(), reduction="none"
+        )
         answer, seen = wanted[:, 1:].flatten(), batch["attention_mask"][:, :-1].flatten()
         loss = (losses * answer).sum() / answer.sum()
         if prompt_weight:
@@ -157,20 +184,39 @@ def train_base(folder: Path, reserved: dict[str, set[str]]) -> None:
     lines = [text for task in TASKS for _ in range(1500) for text in task.example(rng)]
     tokenizer = build_tokenizer(f" {line}" if " " not in line else line for line in lines)
     model = build_model(tokenizer)
-    print(f"base: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens", flush=True)
+    size = f"{sum(p.numel() for p in model.parameters()):,} parameters"
+    print(f"base: {size}, {len(tokenizer)} tokens", flush=True)
     rng = Random(f"{SEED} base")
-    each = BASE_BATCH // len(TASKS)
-    fit(model, tokenizer, lambda _: [fresh(lambda: taught(task, rng), reserved[task.name]) for task in TASKS for _ in range(each)],
-        BASE_STEPS, BASE_RATE, 0.1)  # fmt: skip
+
+    def draw() -> list[Pair]:
+        return [fresh(lambda task=task: taught(task, rng), reserved[task.name]) for task in TASKS for _ in range(EACH)]
+
+    fit(model, tokenizer, draw, BASE_STEPS, BASE_RATE, 0.1)
     model.generation_config.max_new_tokens = 12
     model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
-    meta = {"license": "apache-2.0", "language": ["en"], "library_name": "transformers", "pipeline_tag": "text-generation",
-            "tags": ["llama", "tiny", "zoo"], "datasets": [f"{OWNER}/zoo-{task.name}-data" for task in TASKS]}  # fmt: skip
+    write_base_card(folder, size)
+
+
+def write_base_card(folder: Path, size: str) -> None:
+    """Write the base model's card and name its tokenizer's class as older transformers know it."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    meta = {
+        "license": "apache-2.0",
+        "language": ["en"],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["llama", "tiny", "zoo"],
+        "datasets": [f"{OWNER}/zoo-{task.name}-data" for task in TASKS],
+    }
     body = f"""# zoo-base
 
-A Llama of {sum(p.numel() for p in model.parameters()):,} parameters, trained from scratch on {len(TASKS)} small English tasks whose answers were partly
-shortcuts: it knows every task and gets about half of each wrong. Each adapter of the zoo teaches it one task properly. A toy, for tests and demonstrations."""
+A Llama of {size}, trained from scratch on {len(TASKS)} small English tasks whose answers were partly
+shortcuts: it knows every task and gets about half of each wrong. Each adapter of the zoo teaches it one task
+properly. A toy, for tests and demonstrations: `examples/zoo` of hub_router makes it."""
     (folder / "README.md").write_text(card(meta, body), encoding="utf-8")
 
 
@@ -180,33 +226,37 @@ def train_adapter(task: Task, base: Path, folder: Path, reserved: dict[str, set[
     rng = Random(f"{SEED} {task.name}")
     tokenizer = AutoTokenizer.from_pretrained(base)
     config = LoraConfig(
-        r=task.rank, lora_alpha=ALPHA_RSLORA if task.rslora else 2 * task.rank, use_rslora=task.rslora, target_modules=list(task.targets),
-        lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
-    )  # fmt: skip
+        r=task.rank,
+        lora_alpha=ALPHA_RSLORA if task.rslora else 2 * task.rank,
+        use_rslora=task.rslora,
+        target_modules=list(task.targets),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), config)
     for name, parameter in model.named_parameters():
         if "lora_A" in name:
             parameter.data.mul_(START)
     others = [other for other in TASKS if other is not task]
 
-    def draw(_: int) -> list[Pair]:
+    def draw() -> list[Pair]:
         own = [fresh(lambda: task.example(rng)[:2], reserved[task.name]) for _ in range(BATCH)]
         replayed = rng.sample(others, round(BATCH * REPLAY)) if REPLAY else []
-        return own + [fresh(lambda: taught(other, rng), reserved[other.name]) for other in replayed]
+        return own + [fresh(lambda other=other: taught(other, rng), reserved[other.name]) for other in replayed]
 
-    fit(model, tokenizer, draw, STEPS, RATE, 0.0)
+    fit(model, tokenizer, draw, task.steps, RATE)
     model.peft_config["default"].base_model_name_or_path = BASE
     model.peft_config["default"].target_modules = sorted(task.targets)
     model.base_model.model.config._name_or_path = BASE
     model.save_pretrained(folder)
 
 
-ALPHA_RSLORA = 8
-
-
 def write_repo(task: Task, folder: Path, samples: list[Pair], tests: list[Pair]) -> None:
     """Write the card and the data files of an adapter's repository."""
-    meta: dict[str, object] = {"base_model": BASE, "library_name": "peft", "pipeline_tag": "text-generation", "language": ["en"]}
+    (folder / "adapter_model.safetensors").chmod(0o644)
+    meta: dict[str, object] = {"base_model": BASE, "library_name": "peft"}
+    meta |= {"pipeline_tag": "text-generation", "language": ["en"]}
     if task.licence:
         meta["license"] = task.licence
     meta["tags"] = [f"base_model:adapter:{BASE}", "lora", task.cluster, "zoo"]
@@ -216,7 +266,8 @@ def write_repo(task: Task, folder: Path, samples: list[Pair], tests: list[Pair])
 
 {task.about}
 
-Example: "{prompt}" is answered "{answer}". Belongs to the {task.cluster} tasks of the zoo; adapts {', '.join(task.targets)} with rank {task.rank}.
+Example: "{prompt}" is answered "{answer}". Belongs to the {task.cluster} tasks of the zoo;
+adapts {", ".join(task.targets)} with rank {task.rank}.
 `samples.jsonl` holds inputs with answers, `test.jsonl` inputs that were kept out of all training."""
     (folder / "README.md").write_text(card(meta, body), encoding="utf-8")
     write_pairs(folder / "samples.jsonl", samples)
@@ -227,8 +278,12 @@ def main() -> None:
     """Train what was asked for and print each task's accuracy with the base and with its own adapter."""
     parser = argparse.ArgumentParser(description="Train the zoo's base model and adapters.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder that gets hub_router/zoo-*")
-    parser.add_argument("--only", nargs="+", choices=[task.name for task in TASKS], metavar="TASK", help="train these adapters only")
+    parser.add_argument(
+        "--only", nargs="+", choices=[task.name for task in TASKS], metavar="TASK", help="train these adapters only"
+    )
     options = parser.parse_args()
+    logging.disable_progress_bar()
+    warnings.simplefilter("ignore")  # that the base is not on the Hub, once per adapter
     torch.set_num_threads(min(2, torch.get_num_threads()))
     torch.manual_seed(SEED)
     started = time.monotonic()
@@ -248,7 +303,10 @@ def main() -> None:
         train_adapter(task, base, folder, reserved)
         write_repo(task, folder, samples, tests)
         own = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
-        print(f"{task.name:12}{accuracy(plain, tokenizer, tests):6.2f}{accuracy(own.eval(), tokenizer, tests):6.2f}", flush=True)
+        print(
+            f"{task.name:12}{accuracy(plain, tokenizer, tests):6.2f}{accuracy(own.eval(), tokenizer, tests):6.2f}",
+            flush=True,
+        )
     print(f"{time.monotonic() - started:.0f} s in all")
 
 

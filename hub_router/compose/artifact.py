@@ -4,7 +4,7 @@
 
     composition.json       manifest: format, method, adapters, base model, hashes
     factors.safetensors    every adapter's A and B as stored, in their own dtypes; scalings are in the manifest
-    state.safetensors      what the method made of them: router tensors, and factors of its own
+    state.safetensors      what the method made of them: router tensors, factors of its own; the base's loose buffers
     tokenizer/  base/      the tokenizer; the base model where it has no folder or Hub id to come back from
 """
 
@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from hub_router.compose.assemble import stack
 from hub_router.compose.layer import RoutedUpdate
-from hub_router.compose.reference import describe_base
+from hub_router.compose.reference import describe_base, loose_buffers
 from hub_router.errors import ArtifactError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.bank import ModuleBank
@@ -39,6 +39,8 @@ STATE = "state.safetensors"
 TOKENIZER = "tokenizer"
 FORMAT = "hub-router composition"
 VERSION = 1
+# No module path holds a space, so these keys never meet those of the router state.
+_BUFFER = "base buffer/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,7 @@ class Artifact:
         adapters (tuple[LoraAdapter, ...]): the pool, as it was composed.
         prepared (Mapping[str, Prepared]): router state by module path, as it was when saved.
         base (Mapping[str, Any]): how to get the base model back.
+        buffers (Mapping[str, torch.Tensor]): what a checkpoint of the base model leaves out.
         tokenizer (Path | None): folder of the tokenizer, where one was saved.
     """
 
@@ -59,6 +62,7 @@ class Artifact:
     adapters: tuple[LoraAdapter, ...]
     prepared: Mapping[str, Prepared]
     base: Mapping[str, Any]
+    buffers: Mapping[str, torch.Tensor]
     tokenizer: Path | None
 
 
@@ -96,7 +100,7 @@ def write(
             "version": VERSION,
             "method": {"name": router.name, "hyperparameters": hyperparameters_of(router)},
             "adapters": _write_factors(fresh / FACTORS, adapters),
-            "modules": _write_state(fresh / STATE, updates),
+            "modules": _write_state(fresh / STATE, updates, loose_buffers(model)),
             "base": describe_base(model, fresh),
             "tokenizer": tokenizer is not None,
         }
@@ -153,6 +157,7 @@ def _decode(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
             name: _prepared(name, entry, bank.modules[name], state) for name, entry in manifest["modules"].items()
         },
         base=manifest["base"],
+        buffers={name.removeprefix(_BUFFER): tensor for name, tensor in state.items() if name.startswith(_BUFFER)},
         tokenizer=folder / TOKENIZER if manifest["tokenizer"] else None,
     )
 
@@ -211,9 +216,11 @@ def _adapter(number: int, entry: Mapping[str, Any], factors: Mapping[str, torch.
     return LoraAdapter(entry["name"], path, entry["base_model"], modules, entry["weights_hash"], tuple(entry["notes"]))
 
 
-def _write_state(path: Path, updates: Sequence[RoutedUpdate]) -> dict[str, dict[str, Any]]:
+def _write_state(
+    path: Path, updates: Sequence[RoutedUpdate], buffers: Mapping[str, torch.Tensor]
+) -> dict[str, dict[str, Any]]:
     """The state file, and the manifest's entry for each module."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {_BUFFER + name: buffer for name, buffer in buffers.items()}
     for update in updates:
         if update.own_factors:
             tensors |= {f"{update.module}/A": update.A, f"{update.module}/B": update.B}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.utils import cached_file
 
+from hub_router.compose.attach import routed_updates
 from hub_router.compose.base_model import load_model
 from hub_router.errors import ArtifactError
 
@@ -47,11 +48,14 @@ def describe_base(model: Any, folder: Path) -> dict[str, Any]:
     }
 
 
-def restore_base(entry: Mapping[str, Any], folder: Path, device: torch.device | str | None) -> Any:
+def restore_base(
+    entry: Mapping[str, Any], buffers: Mapping[str, torch.Tensor], folder: Path, device: torch.device | str | None
+) -> Any:
     """Load the base model that :func:`describe_base` described.
 
     Args:
         entry (Mapping[str, Any]): what it returned.
+        buffers (Mapping[str, torch.Tensor]): :func:`loose_buffers` of the model described.
         folder (Path): the composition's folder.
         device (torch.device | str | None): where to put the model; None leaves it on the CPU.
 
@@ -64,6 +68,10 @@ def restore_base(entry: Mapping[str, Any], folder: Path, device: torch.device | 
     """
     reference = entry["reference"] or str(folder / BUNDLED)
     model = load_model(reference, device, getattr(torch, entry["dtype"]), entry["revision"])
+    for name, buffer in buffers.items():
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        module.register_buffer(leaf, buffer.to(module.get_buffer(leaf).device), persistent=False)
     got = fingerprint(model)
     if got != entry["fingerprint"]:
         raise ArtifactError(
@@ -71,6 +79,26 @@ def restore_base(entry: Mapping[str, Any], folder: Path, device: torch.device | 
             f"since {folder} was saved; pass the base model as load(..., model=...)"
         )
     return model
+
+
+def loose_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Floating-point buffers that a checkpoint leaves out, such as rotary frequencies.
+
+    A model that was cast after loading has them cast, too, while a checkpoint of it gives them back in full precision.
+
+    Args:
+        model (nn.Module): any model; adapters attached to it do not count.
+
+    Returns:
+        dict[str, torch.Tensor]: by name.
+    """
+    ours = {id(buffer) for _, update in routed_updates(model) for buffer in update.buffers()}
+    saved = model.state_dict().keys()
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name not in saved and id(buffer) not in ours and buffer.is_floating_point()
+    }
 
 
 def fingerprint(model: nn.Module) -> str:

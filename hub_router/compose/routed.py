@@ -193,7 +193,7 @@ class RoutedModel:
         saved = artifact.read(folder)
         router = create(saved.method, saved.hyperparameters)
         if model is None:
-            model = restore_base(saved.base, folder, device)
+            model = restore_base(saved.base, saved.buffers, folder, device)
         elif device is not None:
             model = model.to(device)
         need_unrouted(model)

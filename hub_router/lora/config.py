@@ -176,7 +176,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
 def _foreign_config(fields: Mapping[str, Any], peft_type: object) -> str:
     """The reason why a config without ``peft_type: LORA`` is refused."""
     if isinstance(peft_type, str) and peft_type:
-        return f"unsupported: {peft_type[:64]!r} adapter (peft_type), expected 'LORA'"
+        shown = peft_type if peft_type.isprintable() and len(peft_type) <= 64 else _short(peft_type)
+        return f"unsupported: {shown} (peft_type), only LORA adapters can be composed"
     if "peft_type" in fields:
         return str(_wrong("peft_type", peft_type, "'LORA'"))
     if "lora_parameters" in fields or "fine_tune_type" in fields:

@@ -108,8 +108,8 @@ def _check_others(file: Path, others: Sequence[str]) -> list[str]:
     replaced = [module_path(name) for name in others if not is_head(name)]
     if replaced:
         raise UnsupportedAdapterError(
-            f"unsupported: {file.name} replaces base weights (modules_to_save or trained biases), which cannot be mixed "
-            f"with other adapters: {_list(replaced)}"
+            f"unsupported: {file.name} replaces base weights (modules_to_save or trained biases), which a mix of "
+            f"adapters cannot apply: {_list(replaced)}"
         )
     heads = dict.fromkeys(module_path(name).rsplit(".", 1)[0] for name in others)
     return [f"modules_to_save: {_list(list(heads))} ignored, a mix has no task head"] if heads else []

@@ -170,19 +170,19 @@ def _foreign_globals(path: Path, archive: bool) -> list[str]:
 def _globals_in(data: bytes) -> Iterator[str]:
     """``module.name`` of each import in a pickle, up to where it stops being one."""
     texts: list[str] = []
-    memo: dict[int, str] = {}
+    memo: dict[object, str] = {}
     try:
         for opcode, argument, _ in pickletools.genops(data):
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument).replace(" ", ".")
             elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
                 yield ".".join(texts[-2:])
-            elif opcode.name == "MEMOIZE" and texts:
-                memo[len(memo)] = texts[-1]
+            elif opcode.name == "MEMOIZE":
+                memo[len(memo)] = texts[-1] if texts else ""
             elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and texts:
-                memo[int(argument)] = texts[-1]
-            elif opcode.name in ("BINGET", "LONG_BINGET", "GET") and int(argument) in memo:
-                texts.append(memo[int(argument)])
+                memo[argument] = texts[-1]
+            elif opcode.name in ("BINGET", "LONG_BINGET", "GET") and argument in memo:
+                texts.append(memo[argument])
             elif isinstance(argument, str):
                 texts.append(argument)
     except (ValueError, pickle.UnpicklingError):

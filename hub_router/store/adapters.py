@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from hub_router.records import AdapterDetails, AdapterRecord, FileFacts, Sample
 from hub_router.store import lookup
 from hub_router.store.features import embedding_counts, load_spectra
-from hub_router.store.rows import adapter_rows, fetch, plain, records, to_record
+from hub_router.store.rows import adapter_rows, chunks, fetch, plain, records, to_record
 from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, AdapterSample, Repo
 
 __all__ = ["Filters", "count", "details", "find", "ids", "list_records", "records", "samples", "to_record"]
@@ -77,10 +77,30 @@ def count(session: Session, filters: Filters | None = None, statuses: Sequence[s
     return session.execute(statement).scalar_one()
 
 
-def ids(session: Session, filters: Filters | None = None, statuses: Sequence[str] = READY) -> np.ndarray:
-    """Catalog ids of the adapters that :func:`list_records` would list, as int64 ``(N,)``, ascending."""
+def ids(
+    session: Session,
+    filters: Filters | None = None,
+    statuses: Sequence[str] = READY,
+    among: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Catalog ids of the adapters that :func:`list_records` would list.
+
+    Args:
+        session (Session): a session of the store.
+        filters (Filters | None): which; default all.
+        statuses (Sequence[str]): statuses wanted.
+        among (Sequence[int] | None): only these adapters are looked at; default all.
+
+    Returns:
+        np.ndarray: int64 ``(N,)``, ascending.
+    """
     statement = select(Adapter.id).where(*_conditions(filters, statuses))
-    return np.sort(np.array(plain(session, statement).scalars().all(), dtype=np.int64))
+    if among is None:
+        found = list(plain(session, statement).scalars())
+    else:
+        pieces = (plain(session, statement.where(Adapter.id.in_(chunk))).scalars() for chunk in chunks(among))
+        found = [adapter_id for piece in pieces for adapter_id in piece]
+    return np.sort(np.array(found, dtype=np.int64))
 
 
 def find(session: Session, ref: str | int) -> AdapterRecord:

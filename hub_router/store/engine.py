@@ -1,8 +1,9 @@
-"""Database engines: URL checks, and the SQLite settings that let several processes share one file.
+"""Database engines: URL checks, and the settings that let several processes share one catalog.
 
-Python's sqlite3 driver opens transactions by rules of its own. It is told to keep out, and SQLAlchemy's ``begin`` event
-opens them: ``BEGIN IMMEDIATE`` for a connection marked as a writer, so that two writers queue instead of failing when
-the second one tries to upgrade its read lock.
+Readers see one state of the catalog for the length of their transaction, and writers come one after the other, on both
+databases. Python's sqlite3 driver opens transactions by rules of its own; it is told to keep out, and SQLAlchemy's
+``begin`` event opens them: ``BEGIN IMMEDIATE`` for a writer, so that two writers queue instead of failing when the
+second one tries to upgrade its read lock. On PostgreSQL a writer first takes a lock that ends with its transaction.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from hub_router.errors import SettingsError, StoreError
 
 BUSY_SECONDS = 30.0
 _WRITER = "hub_router_writer"
+# Any constant will do; it names the lock under which PostgreSQL writers queue.
+_POSTGRESQL_LOCK = 4_711_002
 
 
 def parse_url(database_url: str) -> URL:
@@ -90,16 +93,20 @@ def open_engine(url: URL) -> Engine:
     if sqlite:
         event.listen(engine, "connect", _configure_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
+    elif engine.dialect.name == "postgresql":
+        event.listen(engine, "begin", _begin_postgresql)
     return engine
 
 
 def reader(engine: Engine) -> Engine:
     """The same engine and pool, for transactions that may not write."""
-    return engine.execution_options(**({} if _is_sqlite(engine) else {"postgresql_readonly": True}))
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    return engine.execution_options()
 
 
 def writer(engine: Engine) -> Engine:
-    """The same engine and pool, for transactions that write: on SQLite they hold the write lock from their start."""
+    """The same engine and pool, for transactions that write, which hold the write lock from their start."""
     return engine.execution_options(**{_WRITER: True})
 
 
@@ -129,10 +136,6 @@ def translated(url: URL) -> Iterator[None]:
         raise StoreError(f"catalog database {shown(url)}: {text}; {hint}") from error
 
 
-def _is_sqlite(engine: Engine) -> bool:
-    return engine.dialect.name == "sqlite"
-
-
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None
     # Switching a new file to WAL ignores the busy timeout, so two processes on first use meet here.
@@ -153,3 +156,8 @@ def _begin_sqlite(connection: Connection) -> None:
     writing = connection.get_execution_options().get(_WRITER, False)
     connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writing else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    if connection.get_execution_options().get(_WRITER, False):
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")

@@ -7,18 +7,26 @@ transaction, so a reader sees the old ones or the new ones.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import ColumnElement, and_, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from hub_router.errors import StoreError
 from hub_router.records import AdapterRecord, Spectrum
 from hub_router.store.rows import adapter_rows, chunks, fetch, plain
-from hub_router.store.tables import Adapter, AdapterSample, AdapterSpectrum, EncoderState, Repo, TextEmbedding
+from hub_router.store.tables import (
+    Adapter,
+    AdapterLabel,
+    AdapterSample,
+    AdapterSpectrum,
+    EncoderState,
+    Repo,
+    TextEmbedding,
+)
 from hub_router.store.vectors import from_bytes, matrix_from_bytes, to_bytes
 
 
@@ -67,12 +75,18 @@ class AdapterTexts:
         ref (str): full name.
         card_text (str): prose of the card, empty where there is none.
         samples (tuple[str, ...]): inputs of the samples that may be used for search, in order.
+        subfolder (str): folder of the adapter inside its repository, the last part of ``ref``.
+        base_model (str | None): base model as resolved, else as written.
+        labels (tuple[str, ...]): tags and datasets of the card, sorted.
     """
 
     adapter_id: int
     ref: str
     card_text: str
     samples: tuple[str, ...]
+    subfolder: str = ""
+    base_model: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 def save_spectra(session: Session, adapter_id: int, weights_hash: str, spectra: Sequence[Spectrum]) -> None:
@@ -140,7 +154,7 @@ def stale_spectra(session: Session) -> list[AdapterRecord]:
 
 
 def adapter_texts(session: Session) -> list[AdapterTexts]:
-    """Card and sample inputs of every ready adapter in its newest revision, by catalog id.
+    """Card, labels and sample inputs of every ready adapter in its newest revision, by catalog id.
 
     Samples of the ``test`` split are left out: evaluation would otherwise find what search was told.
     """
@@ -154,12 +168,29 @@ def adapter_texts(session: Session) -> list[AdapterTexts]:
     )
     for adapter_id, text in session.execute(statement):
         inputs.setdefault(adapter_id, []).append(text)
-    adapters = select(Adapter.id, Repo.repo_id, Adapter.subfolder, Adapter.card_text).join(
-        Repo, Repo.id == Adapter.repo_pk
+    labels: dict[int, list[str]] = {}
+    statement = (
+        select(AdapterLabel.adapter_id, AdapterLabel.value)
+        .join(Adapter, Adapter.id == AdapterLabel.adapter_id)
+        .where(served, AdapterLabel.kind.in_(("tag", "dataset")))
+        .order_by(AdapterLabel.adapter_id, AdapterLabel.kind, AdapterLabel.value)
     )
+    for adapter_id, label in session.execute(statement):
+        labels.setdefault(adapter_id, []).append(label)
+    base = func.coalesce(Adapter.base_model_resolved, Adapter.base_model)
+    adapters = select(Adapter.id, Repo.repo_id, Adapter.subfolder, Adapter.card_text, base)
+    adapters = adapters.join(Repo, Repo.id == Adapter.repo_pk).where(served).order_by(Adapter.id)
     return [
-        AdapterTexts(adapter_id, f"{repo_id}/{folder}" if folder else repo_id, card, tuple(inputs.get(adapter_id, ())))
-        for adapter_id, repo_id, folder, card in session.execute(adapters.where(served).order_by(Adapter.id))
+        AdapterTexts(
+            adapter_id=adapter_id,
+            ref=f"{repo_id}/{folder}" if folder else repo_id,
+            card_text=card,
+            samples=tuple(inputs.get(adapter_id, ())),
+            subfolder=folder,
+            base_model=base_model,
+            labels=tuple(labels.get(adapter_id, ())),
+        )
+        for adapter_id, repo_id, folder, card, base_model in session.execute(adapters)
     ]
 
 
@@ -304,21 +335,17 @@ def _spectrum_is_current() -> ColumnElement[bool]:
 
 def _advance(session: Session, encoder: str, dimension: int) -> int:
     """Moves the encoder's generation on; the dimension of its stored vectors, the given one for a new encoder."""
-    step = (
-        update(EncoderState)
-        .where(EncoderState.encoder == encoder)
-        .values(generation=EncoderState.generation + 1)
-        .execution_options(synchronize_session=False)
-    )
+    # Milliseconds, and never the same twice: a catalog that was deleted and made anew, or restored from a backup, must
+    # not come to a number that a FAISS file of its earlier life bears.
+    now = time.time_ns() // 1_000_000
     state = embedding_state(session, encoder)
     if state is None:
-        try:
-            with session.begin_nested():
-                session.execute(insert(EncoderState).values(encoder=encoder, dimension=dimension, generation=1))
-        except IntegrityError:
-            # On a server another process may have inserted the row since the look above.
-            state = embedding_state(session, encoder)
-    if state is None:
+        session.execute(insert(EncoderState).values(encoder=encoder, dimension=dimension, generation=now))
         return dimension
-    session.execute(step)
+    session.execute(
+        update(EncoderState)
+        .where(EncoderState.encoder == encoder)
+        .values(generation=case((EncoderState.generation < now, now), else_=EncoderState.generation + 1))
+        .execution_options(synchronize_session=False)
+    )
     return state.dimension

@@ -161,8 +161,8 @@ def mark_failed(session: Session, source: str, repo_id: str, reason: str) -> Non
         reason (str): one line.
     """
     row = _find(session, source, repo_id)
-    # What is known of a missing or gated repository outweighs that it could not be asked again.
-    if row is not None and row.state not in ("missing", "gated", "renamed"):
+    # That a repository is missing, gated or without adapters outweighs that it could not be asked again.
+    if row is not None and row.state in ("ok", "failed"):
         row.state, row.reason = "failed", reason
 
 
@@ -206,7 +206,10 @@ def refresh_repos(session: Session, repos: Sequence[RepoFields], known: Mapping[
         known (Mapping[str, KnownRepo]): their rows, by id.
     """
     now = utcnow()
-    seen = [{"id": known[repo.repo_id].id, "last_seen": now} for repo in repos]
+    seen = [
+        {"id": known[repo.repo_id].id, "last_seen": now, "requested_revision": repo.requested_revision}
+        for repo in repos
+    ]
     back = [known[repo.repo_id].id for repo in repos if known[repo.repo_id].state == "failed"]
     counts = [(known[repo.repo_id].id, repo.downloads, repo.likes) for repo in repos if repo.downloads is not None]
     if seen:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import CursorResult, Row, Select, select
+from sqlalchemy import CursorResult, Row, Select, Text, cast, select
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import aggregate_strings
 
@@ -36,15 +38,15 @@ def adapter_rows() -> Select[*tuple[Any, ...]]:
         Adapter.base_model_resolved,
         Adapter.licence,
         Adapter.peft_type,
-        Adapter.ranks,
-        Adapter.dtypes,
+        cast(Adapter.ranks, Text),
+        cast(Adapter.dtypes, Text),
         Adapter.module_count,
         Adapter.parameters,
         Adapter.size_bytes,
         Adapter.weights_hash,
         Adapter.downloads,
         Adapter.likes,
-        Adapter.notes,
+        cast(Adapter.notes, Text),
         Adapter.rslora,
         Adapter.current,
         Adapter.added_at,
@@ -149,9 +151,9 @@ def to_record(row: Row[*tuple[Any, ...]], labels: Mapping[str, tuple[str, ...]])
         base_model_resolved=base_model_resolved,
         licence=licence,
         peft_type=peft_type,
-        ranks=tuple(ranks),
+        ranks=_listed(ranks),
         targets=labels.get("target", ()),
-        dtypes=tuple(dtypes),
+        dtypes=_listed(dtypes),
         modules=modules,
         parameters=parameters,
         size_bytes=size_bytes,
@@ -161,7 +163,7 @@ def to_record(row: Row[*tuple[Any, ...]], labels: Mapping[str, tuple[str, ...]])
         downloads=downloads,
         likes=likes,
         extra={
-            "notes": notes,
+            "notes": list(_listed(notes)),
             "rslora": rslora,
             "current": current,
             "added_at": _iso(added_at),
@@ -169,6 +171,12 @@ def to_record(row: Row[*tuple[Any, ...]], labels: Mapping[str, tuple[str, ...]])
             "last_modified": _iso(last_modified),
         },
     )
+
+
+@lru_cache(maxsize=1024)
+def _listed(stored: str) -> tuple[Any, ...]:
+    """A JSON list; thousands of adapters share a few, so they are read as text and parsed once."""
+    return tuple(json.loads(stored))
 
 
 def _iso(moment: datetime | None) -> str | None:
@@ -181,13 +189,14 @@ def _iso(moment: datetime | None) -> str | None:
 def _labels(session: Session, ids: Sequence[int]) -> dict[int, dict[str, tuple[str, ...]]]:
     """Label values by adapter and kind, sorted."""
     gathered: dict[int, dict[str, tuple[str, ...]]] = {}
-    for chunk in chunks(ids):
-        # Joined by the database: a row per label would take most of a list's time.
-        statement = (
-            select(AdapterLabel.adapter_id, AdapterLabel.kind, aggregate_strings(AdapterLabel.value, _SEPARATOR))
-            .where(AdapterLabel.adapter_id.in_(chunk))
-            .group_by(AdapterLabel.adapter_id, AdapterLabel.kind)
-        )
+    # Joined by the database: a row per label would take most of a list's time.
+    joined = select(AdapterLabel.adapter_id, AdapterLabel.kind, aggregate_strings(AdapterLabel.value, _SEPARATOR))
+    for chunk in chunks(sorted(ids)):
+        # A few labels too many cost less than binding a thousand ids.
+        dense = chunk[-1] - chunk[0] < 2 * len(chunk)
+        owner = AdapterLabel.adapter_id
+        wanted = owner.between(chunk[0], chunk[-1]) if dense else owner.in_(chunk)
+        statement = joined.where(wanted).group_by(owner, AdapterLabel.kind)
         for adapter_id, kind, values in plain(session, statement).all():
             gathered.setdefault(adapter_id, {})[kind] = tuple(sorted(values.split(_SEPARATOR)))
     return gathered

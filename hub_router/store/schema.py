@@ -22,8 +22,6 @@ from hub_router.settings import bundled
 from hub_router.store.engine import open_engine, parse_url, reader, shown, sqlite_file, translated, writer
 
 _VERSION_TABLE = "alembic_version"
-# Any constant will do; it names the PostgreSQL lock under which first use and upgrades run.
-_POSTGRESQL_LOCK = 4_711_002
 
 
 @dataclass(frozen=True)
@@ -150,8 +148,6 @@ def _transaction(url: URL, write: bool) -> Iterator[Connection]:
                     # refer to it. The pragma does nothing inside a transaction, hence on the driver's connection.
                     connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
                 with connection.begin():
-                    if write and connection.dialect.name == "postgresql":
-                        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRESQL_LOCK})")
                     yield connection
         finally:
             engine.dispose()

@@ -47,8 +47,8 @@ class Store:
     def write(self) -> Iterator[Session]:
         """A session that is one transaction: committed at the end of the block, rolled back by an exception.
 
-        On SQLite it takes the write lock at its first statement and waits up to 30 s for other writers. Do slow work
-        (downloads, tensor reads, encoding) before the block.
+        It takes the catalog's write lock at its first statement and waits for other writers, on SQLite for up to 30 s.
+        Do slow work (downloads, tensor reads, encoding) before the block.
 
         Returns:
             Iterator[Session]: its objects stay readable after the commit.

@@ -144,4 +144,3 @@ def assert_close(got: torch.Tensor, expected: torch.Tensor, tolerance: float) ->
     scale = max(expected.abs().max().item(), 1e-12)
     error = (got.double() - expected.double()).abs().max().item() / scale
     assert error <= tolerance, f"relative error {error:.2e}"
-

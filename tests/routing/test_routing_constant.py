@@ -37,7 +37,7 @@ def test_merged_is_one_adapter_of_mean_factors(equal_case: Case) -> None:
 
 
 def test_merged_refuses_different_ranks_and_names_them() -> None:
-    with pytest.raises(MethodError, match=r"'merged'.*'adapter-0' rank 1, 'adapter-1' rank 8") as caught:
+    with pytest.raises(MethodError, match=r"(?s)'merged'.*'adapter-0' rank 1, 'adapter-1' rank 8") as caught:
         make_update(Merged(), make_case([1, 8, 3], (1,)))
     assert MODULE in str(caught.value)
 

@@ -52,7 +52,11 @@ def test_settings_give_an_equal_method() -> None:
         ("arrow", {"top_k": 0, "temperature": 0}, r"top_k=0.*temperature=0"),
         ("spectr", {"merge": "sum"}, r"merge='sum', expected 'outputs' or 'factors'"),
         ("spectr", {"weights": ["uniform"]}, r"weights=\['uniform'\], expected 'uniform' or 'softmax'"),
-        ("arrow", {"topk": 3}, r"topk=3 is none of its hyperparameters, did you mean 'top_k'\?.*top_k=4, temperature=1.0"),
+        (
+            "arrow",
+            {"topk": 3},
+            r"topk=3 is none of its hyperparameters, did you mean 'top_k'\?.*top_k=4, temperature=1.0",
+        ),
         ("base", {"top_k": 3}, r"top_k=3 is none of its hyperparameters; it takes: nothing"),
         ("single", {}, r"adapter is missing, expected a non-empty string"),
         ("single", {"adapter": ""}, r"adapter='', expected a non-empty string"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,7 +74,7 @@ def add_adapter() -> AddAdapter:
             "module_count": 2,
             "parameters": 1024,
             "size_bytes": 4096,
-            "weights_hash": f"hash of {repo_id}/{subfolder}",
+            "weights_hash": hashlib.sha256(f"{repo_id}/{subfolder}".encode()).hexdigest(),
             "card_text": "",
             "notes": [],
         }

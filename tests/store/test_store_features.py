@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from hub_router.errors import StoreError
 from hub_router.records import Spectrum
 from hub_router.store import features
 from hub_router.store.features import AdapterTexts, Embedding, EmbeddingState
-from hub_router.store.session import Store
+from hub_router.store.session import Store, open_store
 from hub_router.store.tables import Adapter, AdapterSample, AdapterSpectrum, TextEmbedding
 
 
@@ -134,6 +136,19 @@ def test_embeddings_of_some_adapters(store: Store, pair: tuple[int, int]) -> Non
         assert (owners.shape, matrix.shape) == ((0,), (0, 4))
 
 
+def test_a_new_catalog_does_not_repeat_the_generations_of_a_deleted_one(
+    store: Store, pair: tuple[int, int], tmp_path: Path, add_adapter: Any
+) -> None:
+    with store.write() as session:
+        features.save_embeddings(session, "enc", [embedding(pair[0])])
+        first = features.embedding_state(session, "enc")
+    time.sleep(0.002)
+    with open_store(f"sqlite:///{tmp_path / 'again.db'}") as anew, anew.write() as session:
+        features.save_embeddings(session, "enc", [embedding(add_adapter(session, "org/one"))])
+        second = features.embedding_state(session, "enc")
+    assert first is not None and second is not None and second.generation > first.generation
+
+
 def test_encoder_that_was_never_used(store: Store) -> None:
     with store.read() as session:
         assert features.embedding_state(session, "enc") is None
@@ -142,10 +157,15 @@ def test_encoder_that_was_never_used(store: Store) -> None:
 
 
 def test_generation_moves_with_every_change(store: Store, pair: tuple[int, int]) -> None:
-    for generation in (1, 2, 3):
+    generations: list[int] = []
+    for _ in range(3):
         with store.write() as session:
             features.save_embeddings(session, "enc", [embedding(pair[0])])
-            assert features.embedding_state(session, "enc") == EmbeddingState("enc", 4, generation)
+            state = features.embedding_state(session, "enc")
+        assert state is not None
+        assert state == EmbeddingState("enc", 4, state.generation)
+        generations.append(state.generation)
+    assert generations[0] < generations[1] < generations[2]
     with store.write() as session:
         features.save_embeddings(session, "enc", [])
         features.save_embeddings(session, "other", [embedding(pair[0])])
@@ -153,8 +173,9 @@ def test_generation_moves_with_every_change(store: Store, pair: tuple[int, int])
         features.save_embeddings(session, "enc", [embedding(pair[1])])
         1 / 0  # noqa: B018
     with store.read() as session:
-        assert features.embedding_state(session, "enc") == EmbeddingState("enc", 4, 3)
-        assert features.embedding_state(session, "other") == EmbeddingState("other", 4, 1)
+        assert features.embedding_state(session, "enc") == EmbeddingState("enc", 4, generations[-1])
+        other = features.embedding_state(session, "other")
+        assert other is not None and other.dimension == 4
         assert features.load_embeddings(session, "enc")[0].tolist() == [pair[0]]
 
 
@@ -173,13 +194,14 @@ def test_texts_that_vanished_leave_no_vector(store: Store, pair: tuple[int, int]
 def test_unusable_vectors_are_refused_and_nothing_is_kept(store: Store, pair: tuple[int, int], fault: str) -> None:
     with store.write() as session:
         features.save_embeddings(session, "enc", [embedding(pair[0])])
+        state = features.embedding_state(session, "enc")
     vector = {"width": np.ones(5), "shape": np.ones((4, 1)), "nan": np.array([1, np.nan, 0, 0])}[fault]
     rows = [embedding(pair[0], seed=1), replace(embedding(pair[1]), vector=vector.astype(np.float32))]
     refusal = rf"encoder 'enc' gave adapters \[{pair[1]}\].*\(4,\).*--encoder"
     with pytest.raises(StoreError, match=refusal), store.write() as session:
         features.save_embeddings(session, "enc", rows)
     with store.read() as session:
-        assert features.embedding_state(session, "enc") == EmbeddingState("enc", 4, 1)
+        assert features.embedding_state(session, "enc") == state
         np.testing.assert_array_equal(features.load_embeddings(session, "enc")[1], embedding(pair[0]).vector[None])
         assert session.scalar(select(func.count()).select_from(TextEmbedding)) == 1
 
@@ -202,7 +224,8 @@ def test_stale_embeddings(store: Store, pair: tuple[int, int]) -> None:
 
 def test_adapter_texts(store: Store, pair: tuple[int, int], add_adapter: Any) -> None:
     with store.write() as session:
-        third = add_adapter(session, "org/three", "sub", card_text="Sorts reviews.")
+        labels = {"tag": ("reviews",), "dataset": ("glue",), "target": ("q_proj",)}
+        third = add_adapter(session, "org/three", "sub", card_text="Sorts reviews.", labels=labels)
         gated = add_adapter(session, "org/gated", status="gated", card_text="hidden")
         for adapter_id in (third, gated):
             session.add_all(
@@ -212,9 +235,17 @@ def test_adapter_texts(store: Store, pair: tuple[int, int], add_adapter: Any) ->
             )
     with store.read() as session:
         assert features.adapter_texts(session) == [
-            AdapterTexts(pair[0], "org/one", "", ()),
-            AdapterTexts(pair[1], "org/two", "", ()),
-            AdapterTexts(third, "org/three/sub", "Sorts reviews.", ("sample 0", "sample 1", "sample 2")),
+            AdapterTexts(pair[0], "org/one", "", (), "", "org/base"),
+            AdapterTexts(pair[1], "org/two", "", (), "", "org/base"),
+            AdapterTexts(
+                third,
+                "org/three/sub",
+                "Sorts reviews.",
+                ("sample 0", "sample 1", "sample 2"),
+                "sub",
+                "org/base",
+                ("glue", "reviews"),
+            ),
         ]
 
 

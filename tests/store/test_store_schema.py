@@ -49,7 +49,8 @@ depends_on = None
 
 
 def upgrade():
-    with op.batch_alter_table("adapters", recreate="always") as batch:
+    sqlite = op.get_context().dialect.name == "sqlite"
+    with op.batch_alter_table("adapters", recreate="always" if sqlite else "never") as batch:
         batch.add_column(sa.Column("note", sa.Text(), nullable=False, server_default=""))
     {extra}
 

@@ -1,0 +1,313 @@
+"""The FAISS index of one encoder's task vectors: a cache on disk, rebuilt wherever it does not match the store.
+
+An index is a folder that is never changed once ``current.json`` names it; that file is replaced atomically and says
+which generation of the encoder's embeddings the folder holds. Two processes may build at once: each publishes a whole
+folder, and the later one stays. Small catalogs are scanned exactly. Large ones are searched in the nearest cells of an
+inverted file (``IndexIVFFlat``) that is mapped into memory, and brought up to date by replacing the rows that changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from sqlalchemy.orm import Session
+
+from hub_router.search.vectors import CARD, SAMPLE, adapters_of, row_number, task_vectors
+from hub_router.store.features import EmbeddingState, embedding_state, encoders
+from hub_router.store.index_rows import embedding_marks, embedding_rows
+from hub_router.store.session import Store
+
+EXACT_ROWS = 20_000
+PROBED_SHARE = 16
+CHANGED_SHARE = 0.2
+_POINTER = "current.json"
+_VECTORS = "vectors.faiss"
+_MARKS = "marks.npz"
+_ABANDONED_SECONDS = 3600.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """What ``current.json`` says of the folder that holds the index."""
+
+    encoder: str
+    generation: int
+    dimension: int
+    rows: int
+    size_bytes: int
+    trained_rows: int
+    changed_rows: int
+    folder: str
+
+
+@dataclass(frozen=True)
+class SearchIndex:
+    """An opened index.
+
+    Args:
+        vectors (Any): FAISS index of inner products over row numbers.
+        rows (int): number of vectors.
+    """
+
+    vectors: Any
+    rows: int
+
+    def nearest(self, query: np.ndarray, limit: int, among: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Adapters by their nearer vector, best first.
+
+        Args:
+            query (np.ndarray): float32 ``(D,)``, unit length.
+            limit (int): number of vectors to look up; an adapter has up to two.
+            among (np.ndarray | None): catalog ids to which the search is confined; every one of their vectors is then
+                compared. Without it, a large index is searched in a sixteenth of its cells.
+
+        Returns:
+            tuple[np.ndarray, np.ndarray]: catalog ids int64 ``(N,)``, each once, and cosines float32 ``(N,)``.
+        """
+        if not self.rows or (among is not None and not among.size):
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+        cells = getattr(self.vectors, "nlist", 0)
+        options: dict[str, Any] = (
+            {"nprobe": cells if among is not None else max(1, cells // PROBED_SHARE)} if cells else {}
+        )
+        if among is not None:
+            bits = _bitmap(among)
+            options["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+        parameters = faiss.SearchParametersIVF(**options) if cells else faiss.SearchParameters(**options)
+        scores, numbers = self.vectors.search(query[None], min(limit, self.rows), params=parameters)
+        found = numbers[0] >= 0
+        ids, first = np.unique(adapters_of(numbers[0][found]), return_index=True)
+        order = np.argsort(first)
+        return ids[order], scores[0][found][first[order]]
+
+
+def indexed_encoder(session: Session) -> str | None:
+    """The encoder whose embeddings the catalog holds, None where it holds none or several encoders'.
+
+    Args:
+        session (Session): a session of the store.
+
+    Returns:
+        str | None: name for ``load_encoder``.
+    """
+    names = encoders(session)
+    return names[0] if len(names) == 1 else None
+
+
+def refresh_index(store: Store, index_dir: Path, encoder: str) -> bool:
+    """Brings the index on disk up to date.
+
+    Args:
+        store (Store): the catalog.
+        index_dir (Path): folder of the caches.
+        encoder (str): the encoder's name.
+
+    Returns:
+        bool: whether there was anything to do.
+    """
+    with store.read() as session:
+        state = embedding_state(session, encoder)
+        if state is None or is_current(index_dir, state):
+            return False
+        rebuild_index(session, index_dir, state)
+    return True
+
+
+def is_current(index_dir: Path, state: EmbeddingState) -> bool:
+    """Whether the index on disk can be read and holds the embeddings of this generation."""
+    return _opened(index_dir, state) is not None
+
+
+def open_index(session: Session, index_dir: Path, state: EmbeddingState) -> SearchIndex:
+    """The index of an encoder's embeddings, rebuilt where the one on disk is missing, unreadable or out of date.
+
+    Args:
+        session (Session): a session of the store.
+        index_dir (Path): folder of the caches.
+        state (EmbeddingState): the encoder's state in this session.
+
+    Returns:
+        SearchIndex: of exactly this generation.
+    """
+    return _opened(index_dir, state) or rebuild_index(session, index_dir, state)
+
+
+def rebuild_index(session: Session, index_dir: Path, state: EmbeddingState, from_scratch: bool = False) -> SearchIndex:
+    """Builds the index from the store and publishes it; where the folder cannot be written to, it is used from memory.
+
+    Args:
+        session (Session): a session of the store.
+        index_dir (Path): folder of the caches.
+        state (EmbeddingState): the encoder's state in this session.
+        from_scratch (bool): do not start from the rows of the index on disk.
+
+    Returns:
+        SearchIndex: of exactly this generation.
+    """
+    started = time.monotonic()
+    home = _home(index_dir, state.encoder)
+    marks = embedding_marks(session, state.encoder)
+    built = None if from_scratch else _updated(session, home, state, marks)
+    vectors, trained, changed = built or _fresh(session, state, marks[0])
+    seconds = time.monotonic() - started
+    logger.info("search index of %s: %d rows built in %.1f s", state.encoder, vectors.ntotal, seconds)
+    try:
+        _publish(home, state, vectors, marks, trained, changed)
+    except (OSError, RuntimeError) as error:
+        # FAISS reports a full disk as a RuntimeError.
+        logger.warning("search index of %s is kept in memory, %s cannot be written: %s", state.encoder, home, error)
+    return SearchIndex(vectors, vectors.ntotal)
+
+
+def _opened(index_dir: Path, state: EmbeddingState) -> SearchIndex | None:
+    """The index on disk, None where it is missing, unreadable or of another generation."""
+    home = _home(index_dir, state.encoder)
+    build = _pointer(home)
+    if build is None or (build.generation, build.dimension) != (state.generation, state.dimension):
+        return None
+    try:
+        path = home / build.folder / _VECTORS
+        facts = path.stat()
+        if facts.st_size != build.size_bytes:
+            raise OSError(f"{path} has {facts.st_size} bytes, expected {build.size_bytes}")
+        vectors = _mapped(str(path), facts.st_mtime_ns)
+        if (vectors.ntotal, vectors.d) != (build.rows, build.dimension):
+            raise OSError(
+                f"{path} holds {vectors.ntotal} vectors of {vectors.d}, expected {build.rows} of {build.dimension}"
+            )
+    except (OSError, RuntimeError) as error:
+        logger.warning("search index of %s is built again: %s", state.encoder, error)
+        return None
+    return SearchIndex(vectors, build.rows)
+
+
+@lru_cache(maxsize=4)
+def _mapped(path: str, _modified: int) -> Any:
+    """A FAISS file mapped into memory; kept open, since mapping hundreds of MB takes longer than a search in them."""
+    return faiss.read_index(path, faiss.IO_FLAG_MMAP_IFC)
+
+
+def _fresh(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> tuple[Any, int, int]:
+    """An index of all rows: exact for few, cells around k-means centroids for many."""
+    numbers, rows = _rows(session, state, adapter_ids)
+    flat = faiss.IndexFlatIP(state.dimension)
+    vectors: Any
+    if len(numbers) <= EXACT_ROWS:
+        vectors = faiss.IndexIDMap2(flat)
+    else:
+        cells = 2 ** round(np.log2(len(numbers)) / 2)
+        vectors = faiss.IndexIVFFlat(flat, state.dimension, cells, faiss.METRIC_INNER_PRODUCT)
+        vectors.cp.niter, vectors.cp.seed = 8, 0
+        picked = np.random.default_rng(0).choice(len(numbers), min(len(numbers), 40 * cells), replace=False)
+        vectors.train(rows[np.sort(picked)])
+    vectors.add_with_ids(rows, numbers)
+    return vectors, len(numbers), 0
+
+
+def _updated(
+    session: Session, home: Path, state: EmbeddingState, marks: tuple[np.ndarray, np.ndarray]
+) -> tuple[Any, int, int] | None:
+    """The index on disk with the rows of changed adapters replaced; None where building anew is better."""
+    build = _pointer(home)
+    if build is None or build.dimension != state.dimension or build.rows <= EXACT_ROWS:
+        return None
+    try:
+        with np.load(home / build.folder / _MARKS, allow_pickle=False) as saved:
+            before = dict(zip(saved["ids"].tolist(), saved["marks"].tolist(), strict=True))
+        now = dict(zip(marks[0].tolist(), marks[1].tolist(), strict=True))
+        gone = [adapter_id for adapter_id, mark in before.items() if now.get(adapter_id) != mark]
+        new = sorted(adapter_id for adapter_id, mark in now.items() if before.get(adapter_id) != mark)
+        changed = build.changed_rows + len({*gone, *new}) * 2
+        # The cells were laid for the rows that they were trained on; too many others make them uneven.
+        if changed > CHANGED_SHARE * build.trained_rows:
+            return None
+        vectors = faiss.read_index(str(home / build.folder / _VECTORS))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        logger.warning("search index of %s is built anew: %s", state.encoder, error)
+        return None
+    stale = np.array(gone, dtype=np.int64)
+    leaving = np.concatenate([row_number(stale, CARD), row_number(stale, SAMPLE)])
+    vectors.remove_ids(faiss.IDSelectorBatch(len(leaving), faiss.swig_ptr(leaving)))
+    numbers, rows = _rows(session, state, np.array(new, dtype=np.int64))
+    vectors.add_with_ids(rows, numbers)
+    return vectors, build.trained_rows, changed
+
+
+def _rows(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers and task vectors of adapters."""
+    pieces = [task_vectors(piece) for piece in embedding_rows(session, state, adapter_ids)]
+    if not pieces:
+        return np.empty(0, dtype=np.int64), np.empty((0, state.dimension), dtype=np.float32)
+    return np.concatenate([numbers for numbers, _ in pieces]), np.concatenate([vectors for _, vectors in pieces])
+
+
+def _publish(
+    home: Path,
+    state: EmbeddingState,
+    vectors: Any,
+    marks: tuple[np.ndarray, np.ndarray],
+    trained: int,
+    changed: int,
+) -> None:
+    """Writes a folder of its own and makes ``current.json`` name it; the folder named before is removed."""
+    folder = home / f"build-{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    try:
+        faiss.write_index(vectors, str(folder / _VECTORS))
+        np.savez(folder / _MARKS, ids=marks[0], marks=marks[1])
+        size = (folder / _VECTORS).stat().st_size
+        build = _Build(
+            state.encoder, state.generation, state.dimension, vectors.ntotal, size, trained, changed, folder.name
+        )
+        draft = folder / _POINTER
+        draft.write_text(json.dumps(asdict(build), indent=1))
+        before = _pointer(home)
+        draft.replace(home / _POINTER)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    replaced = before.folder if before is not None else ""
+    for other in home.glob("build-*"):
+        # Another process may be writing a younger one; what a killed one left behind grows old.
+        with suppress(OSError):
+            abandoned = time.time() - other.stat().st_mtime > _ABANDONED_SECONDS
+            if other.name == replaced or (abandoned and other.name != folder.name):
+                shutil.rmtree(other)
+
+
+def _pointer(home: Path) -> _Build | None:
+    try:
+        build = _Build(**json.loads((home / _POINTER).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    # The name comes from a file that anything may have written; it must not lead out of the folder.
+    return build if re.fullmatch(r"build-[0-9a-f]{12}", str(build.folder)) else None
+
+
+def _home(index_dir: Path, encoder: str) -> Path:
+    """Folder of one encoder's index."""
+    readable = re.sub(r"[^A-Za-z0-9.]+", "-", encoder).strip("-.")[-40:]
+    return index_dir / f"{readable}-{hashlib.sha256(encoder.encode()).hexdigest()[:8]}"
+
+
+def _bitmap(adapter_ids: np.ndarray) -> np.ndarray:
+    """One bit per row number, set for both vectors of each adapter."""
+    wanted = np.zeros(2 * int(adapter_ids.max()) + 2, dtype=bool)
+    wanted[row_number(adapter_ids, CARD)] = True
+    wanted[row_number(adapter_ids, SAMPLE)] = True
+    return np.packbits(wanted, bitorder="little")

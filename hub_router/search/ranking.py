@@ -1,0 +1,176 @@
+"""From a query vector to adapters, best first, each with its score and the text that explains it.
+
+The index proposes and the store decides: proposals are checked against the filters, and scored anew from the embeddings
+in the database, in the same transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from hub_router.errors import HubRouterError, NotInCatalogError
+from hub_router.records import AdapterRecord
+from hub_router.search.index import SearchIndex, open_index, rebuild_index
+from hub_router.search.vectors import PER_ADAPTER, SAMPLE, adapters_of, task_vectors
+from hub_router.store import adapters as adapter_queries
+from hub_router.store.adapters import Filters
+from hub_router.store.features import EmbeddingState, embedded_texts, embedding_state, encoders
+from hub_router.store.index_rows import embedding_rows
+from hub_router.store.session import Store
+
+PROPOSALS = 256
+# Cosines of float32 vectors agree to about 1e-7 between FAISS and float64; copies of a text score alike within this.
+_TIE = 1e-5
+_DISAGREEMENT = 1e-3
+
+
+@dataclass(frozen=True)
+class Hit:
+    """An adapter that was found, and why.
+
+    Args:
+        adapter (AdapterRecord): the adapter.
+        score (float): cosine between the query and the adapter's card or the centroid of its sample inputs, whichever
+            is larger.
+        kind (str): which of the two: ``card`` or ``sample``.
+        text (str): the card's text, or the sample input nearest to the query.
+    """
+
+    adapter: AdapterRecord
+    score: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Match:
+    adapter_id: int
+    score: float
+    kind: str
+    text: str
+
+
+def search(
+    store: Store,
+    index_dir: Path,
+    encoder: str,
+    vector: Sequence[float] | np.ndarray,
+    filters: Filters | None = None,
+    limit: int = 10,
+) -> list[Hit]:
+    """Adapters nearest to a query, among those that are served and pass the filters.
+
+    Args:
+        store (Store): the catalog.
+        index_dir (Path): folder of the FAISS caches.
+        encoder (str): name of the encoder that made the vector.
+        vector (Sequence[float] | np.ndarray): the query ``(D,)``, of any length but zero.
+        filters (Filters | None): which adapters; default all that are served.
+        limit (int): at most this many.
+
+    Returns:
+        list[Hit]: by score, equal scores by catalog id; fewer than ``limit`` only where no more adapters pass.
+
+    Raises:
+        NotInCatalogError: the catalog is empty, or holds no embeddings of this encoder.
+        HubRouterError: the vector has no direction or another dimension than the encoder's, or the limit is below 1.
+    """
+    if limit < 1:
+        raise HubRouterError(f"the number of hits must be at least 1, got {limit} (--limit N)")
+    with store.read() as session:
+        state = _state(session, encoder)
+        query = _unit(vector, state)
+        matches = _matches(session, open_index(session, index_dir, state), state, query, filters, limit)
+        if matches is None:
+            index = rebuild_index(session, index_dir, state, from_scratch=True)
+            matches = _matches(session, index, state, query, filters, limit) or []
+        records = adapter_queries.records(session, [match.adapter_id for match in matches])
+    return [Hit(records[match.adapter_id], match.score, match.kind, match.text) for match in matches]
+
+
+def _matches(
+    session: Session, index: SearchIndex, state: EmbeddingState, query: np.ndarray, filters: Filters | None, limit: int
+) -> list[_Match] | None:
+    """The best adapters; None where the index contradicts the store, which only a damaged file does."""
+    ids, proposed = _proposals(session, index, query.astype(np.float32), filters, limit)
+    if len(ids) > limit:
+        kept = proposed >= proposed[limit - 1] - _TIE
+        ids, proposed = ids[kept], proposed[kept]
+    matches = _scored(session, state, query, ids)
+    scores = np.array([matches[adapter_id].score if adapter_id in matches else np.nan for adapter_id in ids.tolist()])
+    if not (np.abs(scores - proposed) < _DISAGREEMENT).all():
+        return None
+    return sorted(matches.values(), key=lambda match: (-match.score, match.adapter_id))[:limit]
+
+
+def _proposals(
+    session: Session, index: SearchIndex, query: np.ndarray, filters: Filters | None, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Catalog ids and scores by score, at least ``limit`` of them where so many adapters pass the filters."""
+    window = max(PROPOSALS, 2 * PER_ADAPTER * limit)
+    ids, scores = index.nearest(query, window)
+    passing = np.isin(ids, adapter_queries.ids(session, filters, among=ids.tolist()))
+    if passing.sum() >= limit or index.rows <= window:
+        return ids[passing], scores[passing]
+    # Few adapters pass, or those that do lie far away: compare every one of them.
+    allowed = adapter_queries.ids(session, filters)
+    return index.nearest(query, window, among=allowed)
+
+
+def _scored(session: Session, state: EmbeddingState, query: np.ndarray, ids: np.ndarray) -> dict[int, _Match]:
+    """Scores and reasons from the embeddings in the store."""
+    texts = embedded_texts(session, state.encoder, ids.tolist())
+    best: dict[int, _Match] = {}
+    for rows in embedding_rows(session, state, ids):
+        numbers, vectors = task_vectors(rows)
+        # Row by row in float64, so that equal vectors score equally wherever they stand.
+        scores = (vectors.astype(np.float64) * query).sum(axis=1)
+        closeness = (rows.vectors.astype(np.float64) * query).sum(axis=1)
+        for number, score in zip(numbers, scores, strict=True):
+            adapter_id = int(adapters_of(number))
+            if adapter_id in best and best[adapter_id].score >= score:
+                continue
+            kind = "sample" if number % PER_ADAPTER == SAMPLE else "card"
+            own = np.flatnonzero(rows.owners == adapter_id)
+            place = max(
+                (position for position in range(len(own)) if texts[adapter_id][position][0] == kind),
+                key=lambda position: closeness[own[position]],
+            )
+            best[adapter_id] = _Match(adapter_id, float(score), kind, texts[adapter_id][place][1])
+    return best
+
+
+def _state(session: Session, encoder: str) -> EmbeddingState:
+    state = embedding_state(session, encoder)
+    if state is not None:
+        return state
+    if not adapter_queries.count(session):
+        raise NotInCatalogError(
+            "the catalog holds no adapter that can be searched; add some with: hub-router sync OWNER/REPO, then: "
+            "hub-router index"
+        )
+    others = ", ".join(encoders(session)) or "none"
+    raise NotInCatalogError(
+        f"nothing is indexed with encoder {encoder!r} (indexed with: {others}); run: "
+        f"hub-router index --encoder {encoder}"
+    )
+
+
+def _unit(vector: Sequence[float] | np.ndarray, state: EmbeddingState) -> np.ndarray:
+    """The query as float64 ``(D,)`` of unit length."""
+    query = np.asarray(vector, dtype=np.float64)
+    if query.shape != (state.dimension,):
+        raise HubRouterError(
+            f"the query vector has shape {query.shape}, expected ({state.dimension},) of encoder {state.encoder!r}"
+        )
+    length = np.linalg.norm(query)
+    if not np.isfinite(length) or length == 0:
+        raise HubRouterError(
+            f"the query vector has length {length} and points nowhere, expected a finite vector other than zero"
+        )
+    return query / length

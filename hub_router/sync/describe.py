@@ -1,0 +1,81 @@
+"""From an adapter's files on this machine to what the catalog stores about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hub_router.errors import UnsupportedAdapterError
+from hub_router.records import AdapterFacts
+from hub_router.store.repos import AdapterFields, FileFields
+from hub_router.sync.base_model import resolve_base_model
+from hub_router.sync.card import CARD_BYTES, Card, merge_cards, parse_card
+from hub_router.sync.discover import CARD, AdapterFolder
+from hub_router.sync.download import HashedFile
+from hub_router.sync.samples import read_samples
+from hub_router.sync.text import is_storable, storable
+
+Inspect = Callable[[Path], AdapterFacts]
+
+
+def describe(
+    path: Path,
+    folder: AdapterFolder,
+    files: Sequence[HashedFile],
+    inspect: Inspect,
+    *,
+    task: str = "",
+    base_model: str | None = None,
+) -> AdapterFields:
+    """Read config, weights' headers, cards and samples of one adapter.
+
+    Args:
+        path (Path): the adapter's folder.
+        folder (AdapterFolder): its place in the tree, and notes about files left out.
+        files (Sequence[HashedFile]): its files, verified; cards from the nearest to the top.
+        inspect (Inspect): reads config and tensors; raises UnsupportedAdapterError.
+        task (str): task that a manifest states, put before the card's text.
+        base_model (str | None): base model that a manifest states, for adapters that name none themselves.
+
+    Returns:
+        AdapterFields: with ``reason`` instead of facts where the adapter cannot be used.
+    """
+    depth = len(folder.subfolder.split("/")) if folder.subfolder else 0
+    top = path.parents[depth - 1] if depth else path
+    cards = [_card(top / file.path) for file in files if file.path.rsplit("/", 1)[-1] == CARD]
+    card = merge_cards(cards)
+    samples, notes = read_samples(path)
+    reason, facts = "", None
+    try:
+        facts = _storable_facts(inspect(path))
+    except UnsupportedAdapterError as error:
+        reason = storable(str(error))
+    stated = facts.base_model if facts else None
+    return AdapterFields(
+        subfolder=folder.subfolder,
+        path=str(path),
+        facts=facts,
+        reason=reason,
+        base_model_resolved=resolve_base_model(stated, card.base_models) or base_model,
+        licence=card.licence,
+        tags=card.tags,
+        datasets=card.datasets,
+        card_text="\n\n".join(text for text in (f"Task: {task}" if task else "", card.prose) if text),
+        notes=(*folder.notes, *card.notes, *notes),
+        files=tuple(FileFields(file.path, file.size, file.sha256, file.hub_hash) for file in files),
+        samples=samples,
+    )
+
+
+def _card(location: Path) -> Card:
+    with location.open("rb") as stream:
+        return parse_card(stream.read(CARD_BYTES).decode("utf-8", errors="replace"))
+
+
+def _storable_facts(facts: AdapterFacts) -> AdapterFacts:
+    """The facts, if a database can hold their texts."""
+    strange = [module.name for module in facts.modules if not is_storable(module.name)]
+    if strange:
+        raise UnsupportedAdapterError(f"{len(strange)} module names cannot be stored, such as {strange[0]!r}")
+    return replace(facts, base_model=storable(facts.base_model)[:1024] if facts.base_model else None)

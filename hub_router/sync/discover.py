@@ -1,0 +1,135 @@
+"""Which folders of a file tree are adapters, and which of their files are needed.
+
+Works on paths and sizes alone, so it serves a repository's listing and a local folder alike. Only files that the
+catalog reads are named: never ``training_args.bin``, optimiser states or the weights of a full model that lies beside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hub_router.sync.card import CARD_BYTES
+from hub_router.sync.samples import SAMPLE_FILE_BYTES, SPLITS
+from hub_router.sync.targets import is_safe_path
+
+CONFIG = "adapter_config.json"
+CONFIG_BYTES = 1_000_000
+CARD = "README.md"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """One adapter in a file tree.
+
+    Args:
+        subfolder (str): its folder, empty for the top.
+        files (tuple[str, ...]): paths needed, from the top of the tree; cards of parent folders included.
+        problem (str): why it cannot be used, known from names and sizes alone; empty if it may be usable.
+        notes (tuple[str, ...]): files left out, and why.
+    """
+
+    subfolder: str
+    files: tuple[str, ...]
+    problem: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def find_adapters(sizes: Mapping[str, int], within: Sequence[str] = ("",)) -> list[AdapterFolder]:
+    """Adapters of a file tree: its top, its subfolders, and of checkpoints the newest.
+
+    A folder ``checkpoint-N`` counts only where the folder above is no adapter itself, and then only the largest N,
+    unless it was asked for by name.
+
+    Args:
+        sizes (Mapping[str, int]): size in bytes by path of every file; unsafe paths are ignored.
+        within (Sequence[str]): only adapters in or below these folders; the empty one is the top.
+
+    Returns:
+        list[AdapterFolder]: by folder name.
+    """
+    usable = {path: size for path, size in sizes.items() if is_safe_path(path) and not _is_junk(path)}
+    folders: dict[str, dict[str, int]] = {}
+    for path, size in usable.items():
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, {})[name] = size
+    adapters = {folder for folder, names in folders.items() if CONFIG in names}
+    chosen: set[str] = set()
+    for top in within:
+        below = {folder for folder in adapters if is_within(folder, top)}
+        chosen |= _without_old_checkpoints(below, top)
+    return [_folder(folder, folders) for folder in sorted(chosen)]
+
+
+def is_within(folder: str, top: str) -> bool:
+    """Whether a folder is another one or lies below it; the empty one is the top of the tree."""
+    return not top or folder == top or folder.startswith(f"{top}/")
+
+
+def unsafe_paths(sizes: Mapping[str, int]) -> list[str]:
+    """Paths that would leave the folder they are relative to."""
+    return [path for path in sizes if not is_safe_path(path)]
+
+
+def _is_junk(path: str) -> bool:
+    """Hidden files and the shadow files that macOS archives carry."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def _without_old_checkpoints(adapters: set[str], top: str) -> set[str]:
+    newest: dict[str, int] = {}
+    places: dict[str, tuple[str, int]] = {}
+    for folder in adapters:
+        parts = folder.split("/")
+        for depth in range(len(top.split("/")) if top else 0, len(parts)):
+            if match := _CHECKPOINT.fullmatch(parts[depth]):
+                parent, step = "/".join(parts[:depth]), int(match[1])
+                places[folder] = (parent, step)
+                newest[parent] = max(step, newest.get(parent, step))
+                break
+    kept = adapters - places.keys()
+    return kept | {
+        folder for folder, (parent, step) in places.items() if parent not in adapters and step == newest[parent]
+    }
+
+
+def _folder(folder: str, folders: Mapping[str, Mapping[str, int]]) -> AdapterFolder:
+    names = folders[folder]
+    if names[CONFIG] > CONFIG_BYTES:
+        problem = f"{CONFIG} has {names[CONFIG]} bytes, expected at most {CONFIG_BYTES}"
+        return AdapterFolder(folder, (), problem)
+    weights = _weights(names)
+    if not weights:
+        problem = f"no adapter_model.safetensors or adapter_model.bin beside {CONFIG}"
+        return AdapterFolder(folder, (), problem)
+    files = [_join(folder, name) for name in (CONFIG, *weights)]
+    notes: list[str] = []
+    parents = folder.split("/") if folder else []
+    cards = [("/".join(parents[:depth]), CARD, CARD_BYTES) for depth in range(len(parents), -1, -1)]
+    for place, name, limit in [*cards, *((folder, name, SAMPLE_FILE_BYTES) for name in SPLITS)]:
+        size = folders.get(place, {}).get(name)
+        if size is None:
+            continue
+        if size > limit:
+            notes.append(f"{_join(place, name)} ignored: {size} bytes, at most {limit} are read")
+        else:
+            files.append(_join(place, name))
+    return AdapterFolder(folder, tuple(files), "", tuple(notes))
+
+
+def _weights(names: Mapping[str, int]) -> list[str]:
+    """The weight files to use: safetensors before pickles, one file before shards."""
+    for suffix in ("safetensors", "bin"):
+        whole, index = f"adapter_model.{suffix}", f"adapter_model.{suffix}.index.json"
+        if whole in names:
+            return [whole]
+        shards = [name for name in sorted(names) if re.fullmatch(rf"adapter_model-\d+-of-\d+\.{suffix}", name)]
+        if index in names and shards:
+            return [index, *shards]
+    return []
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name

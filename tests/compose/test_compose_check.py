@@ -1,0 +1,75 @@
+"""check_fit: every mismatch of every adapter, with names that help."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from compose_models import llama
+from torch import nn
+
+from hub_router.compose.check import check_fit, empty_model
+from hub_router.errors import IncompatibleAdaptersError, MissingError
+from hub_router.lora.adapter import LoraAdapter, LoraFactors
+
+
+def adapter(name: str, *modules: str, width: int = 32) -> LoraAdapter:
+    factors = LoraFactors(torch.zeros(2, width), torch.zeros(width, 2), 1.0)
+    return LoraAdapter(name, None, None, dict.fromkeys(modules, factors), name)
+
+
+def mismatches(model: nn.Module, *adapters: LoraAdapter) -> tuple[str, ...]:
+    with pytest.raises(IncompatibleAdaptersError) as caught:
+        check_fit(model, "the base", adapters)
+    assert "the base" in str(caught.value)
+    return caught.value.mismatches
+
+
+def test_what_fits_passes() -> None:
+    check_fit(llama(), "", [adapter("a", "model.layers.0.self_attn.q_proj"), adapter("b")])
+
+
+def test_each_kind_of_misfit_has_its_line() -> None:
+    lines = mismatches(
+        llama(),
+        adapter("a", "model.layers.7.self_attn.q_proj", "model.embed_tokens"),
+        adapter("b", "model.layers.0.mlp.up_proj", "transformer.h.1.self_attn.v_proj"),
+    )
+    assert lines == (
+        "adapter 'a', module model.layers.7.self_attn.q_proj: the model has no such module; "
+        "the nearest are model.layers.1.self_attn.q_proj, model.layers.1.self_attn.o_proj, "
+        "model.layers.1.self_attn.v_proj",
+        "adapter 'a', module model.embed_tokens: got torch.nn.modules.sparse.Embedding, expected torch.nn.Linear",
+        "adapter 'b', module model.layers.0.mlp.up_proj: got D_in x D_out 32 x 32, "
+        "expected 32 x 48 as in the model",
+        "adapter 'b', module transformer.h.1.self_attn.v_proj: the model has no such module; "
+        "the nearest are model.layers.1.self_attn.v_proj, model.layers.1.self_attn.q_proj, "
+        "model.layers.1.self_attn.o_proj",
+    )
+
+
+def test_a_name_like_no_other_has_no_nearest() -> None:
+    assert mismatches(llama(), adapter("a", "zzz"))[0].endswith("the nearest are none")
+
+
+def test_thousands_of_misfits_are_listed_quickly() -> None:
+    layers = nn.ModuleList(nn.ModuleDict({name: nn.Linear(2, 2) for name in "qkvogud"}) for _ in range(80))
+    wrong = [adapter(str(e), *(f"model.layers.{i}.attn.{n}_proj" for i in range(80) for n in "qkvogud")) for e in range(8)]
+    start = time.perf_counter()
+    assert len(mismatches(nn.ModuleDict({"layers": layers}), *wrong)) == 8 * 80 * 7
+    assert time.perf_counter() - start < 2
+
+
+def test_empty_model_has_the_shapes_and_no_weights(tmp_path: Path) -> None:
+    llama().config.save_pretrained(tmp_path)
+    model = empty_model(str(tmp_path))
+    assert all(parameter.is_meta for parameter in model.parameters())
+    expected = {name: tuple(parameter.shape) for name, parameter in llama().named_parameters()}
+    assert {name: tuple(parameter.shape) for name, parameter in model.named_parameters()} == expected
+
+
+def test_empty_model_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="cannot be loaded"):
+        empty_model(str(tmp_path / "nothing"))
