@@ -252,6 +252,7 @@ class Hub:
             IncompatibleAdaptersError: lists every mismatch.
             MethodError: the method or a setting is unknown or unusable.
         """
+        from hub_router.compose.assemble import stack
         from hub_router.compose.check import check_fit, empty_model
         from hub_router.lora.reader import read_adapter
         from hub_router.routing.registry import create
@@ -260,9 +261,11 @@ class Hub:
             raise HubRouterError(f"composition name {name!r} is empty or padded, expected a word such as 'reviews'")
         with self.store.read() as session:
             members = selection.select(session, adapters)
-        create(method, hyperparameters)
+        router = create(method, hyperparameters)
         base = base_model or selection.common_base(members)
-        check_fit(empty_model(base), base, [read_adapter(record.path, label) for label, record in members.items()])
+        pool = [read_adapter(record.path, label) for label, record in members.items()]
+        check_fit(empty_model(base), base, pool)
+        router.check(stack(pool))
         with self.store.write() as session:
             composition_queries.save(
                 session,

@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from hub_router.compose.assemble import Features, make_updates, prepare, stack
 from hub_router.compose.attach import attach, need_unrouted
 from hub_router.compose.base_model import base_name, load_base
 from hub_router.compose.check import check_fit, empty_model
 from hub_router.compose.pool import AdapterSource, read_pool
 from hub_router.compose.routed import RoutedModel
+from hub_router.errors import MissingError
 from hub_router.routing.registry import create
 
 
@@ -44,7 +47,7 @@ def compose(
     Raises:
         MethodError: unknown method, invalid hyperparameter, or a pool that the method cannot route over.
         UnsupportedAdapterError: lists the adapters that cannot be read.
-        MissingError: the base model cannot be loaded.
+        MissingError: the base model cannot be loaded, or is none.
         IncompatibleAdaptersError: lists every module of every adapter that does not fit the model.
         RoutedStateError: the model is routed already.
     """
@@ -52,6 +55,8 @@ def compose(
     pool = read_pool(adapters)
     path = str(model) if isinstance(model, str | Path) else None
     if path is None:
+        if not isinstance(model, nn.Module):
+            raise MissingError(f"model is {model!r}, expected a transformers model, a folder or a Hub id")
         need_unrouted(model)
         check_fit(model, base_name(model), pool)
     else:

@@ -82,22 +82,27 @@ class _Nearest:
     """
 
     def __init__(self, modules: Mapping[str, nn.Module]) -> None:
-        self._patterns: dict[str, list[str]] = defaultdict(list)
+        self._patterns: dict[str, list[tuple[list[int], str]]] = defaultdict(list)
         for name, module in modules.items():
             if isinstance(module, nn.Linear):
-                self._patterns[_NUMBER.sub("#", name)].append(name)
-        self._known: dict[str, list[str]] = {}
+                self._patterns[_NUMBER.sub("#", name)].append((_numbers(name), name))
+        self._close: dict[str, list[str]] = {}
+        self._answers: dict[str, str] = {}
 
     def __call__(self, missing: str) -> str:
-        pattern = _NUMBER.sub("#", missing)
-        if pattern not in self._known:
-            self._known[pattern] = get_close_matches(pattern, self._patterns, n=_SHOWN, cutoff=0.4)
-        wanted = _numbers(missing)
-        close = [
-            min(self._patterns[each], key=lambda name: _distance(_numbers(name), wanted))
-            for each in self._known[pattern]
-        ]
-        return ", ".join(close) if close else "none"
+        if missing not in self._answers:
+            wanted = _numbers(missing)
+            names = [
+                min(self._patterns[pattern], key=lambda each: _distance(each[0], wanted))[1]
+                for pattern in self._alike(_NUMBER.sub("#", missing))
+            ]
+            self._answers[missing] = ", ".join(names) or "none"
+        return self._answers[missing]
+
+    def _alike(self, pattern: str) -> list[str]:
+        if pattern not in self._close:
+            self._close[pattern] = get_close_matches(pattern, self._patterns, n=_SHOWN, cutoff=0.4)
+        return self._close[pattern]
 
 
 def _numbers(name: str) -> list[int]:

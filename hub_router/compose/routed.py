@@ -73,9 +73,7 @@ class RoutedModel:
         """
         return self.model(*args, **inputs)
 
-    def generate(
-        self, prompt: str | Sequence[str], max_new_tokens: int | None = 64, **options: Any
-    ) -> str | list[str] | list[list[str]]:
+    def generate(self, prompt: str | Sequence[str], max_new_tokens: int | None = 64, **options: Any) -> Any:
         """Continue text.
 
         Args:
@@ -94,11 +92,10 @@ class RoutedModel:
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
             return []
-        options = {"max_new_tokens": max_new_tokens, **options}
-        texts = generate_texts(self.model, self._need_tokenizer(), prompts, options)
-        if options.get("num_return_sequences", 1) > 1:
-            return texts[0] if isinstance(prompt, str) else texts
-        return texts[0][0] if isinstance(prompt, str) else [each[0] for each in texts]
+        options = _with_length(max_new_tokens, options)
+        several = generate_texts(self.model, self._need_tokenizer(), prompts, options)
+        texts = [each[0] if len(each) == 1 else each for each in several]
+        return texts[0] if isinstance(prompt, str) else texts
 
     def stream(self, prompt: str, max_new_tokens: int | None = 64, **options: Any) -> Iterator[str]:
         """Continue one prompt and give the new text piece by piece.
@@ -115,7 +112,7 @@ class RoutedModel:
             HubRouterError: there is no tokenizer, or the prompt has no tokens.
             RoutedStateError: after :meth:`detach`.
         """
-        return stream_text(self.model, self._need_tokenizer(), prompt, {"max_new_tokens": max_new_tokens, **options})
+        return stream_text(self.model, self._need_tokenizer(), prompt, _with_length(max_new_tokens, options))
 
     def explain(self, prompt: str, max_new_tokens: int | None = 64, **options: Any) -> Explanation:
         """Continue one prompt and say which adapters each token used.
@@ -132,7 +129,7 @@ class RoutedModel:
             HubRouterError: there is no tokenizer, or the prompt has no tokens.
             RoutedStateError: after :meth:`detach`.
         """
-        options = {"max_new_tokens": max_new_tokens, **options}
+        options = _with_length(max_new_tokens, options)
         return explain(self.model, self._need_tokenizer(), self.adapters, prompt, options)
 
     def trace(self) -> AbstractContextManager[Trace]:
@@ -220,3 +217,8 @@ class RoutedModel:
                 "this routed model has no tokenizer, which text needs; pass compose(..., tokenizer=...)"
             )
         return self.tokenizer
+
+
+def _with_length(max_new_tokens: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of ``generate`` with the length, which transformers takes as given even where it is None."""
+    return options if max_new_tokens is None else {"max_new_tokens": max_new_tokens, **options}

@@ -79,7 +79,8 @@ def generate_texts(model: Any, tokenizer: Any, prompts: Sequence[str], options: 
 def stream_text(model: Any, tokenizer: Any, prompt: str, options: dict[str, Any]) -> Iterator[str]:
     """Continue one prompt, piece by piece.
 
-    Generation runs in a thread. What it raises is raised here; closing the iterator stops it at the next token.
+    Generation runs in a thread, from the first piece asked for. What it raises is raised here; closing the iterator
+    stops it at the next token.
 
     Args:
         model (PreTrainedModel): a causal language model.
@@ -87,10 +88,17 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: dict[str, Any]
         prompt (str): one prompt.
         options (dict[str, Any]): of transformers' ``generate``; no beams.
 
-    Yields:
-        str: the next piece of text, never empty.
+    Returns:
+        Iterator[str]: pieces of text, never empty.
+
+    Raises:
+        HubRouterError: the prompt has no tokens and the tokenizer has none to begin with.
     """
-    inputs = encode(model, tokenizer, [prompt])
+    return _pieces(model, tokenizer, encode(model, tokenizer, [prompt]), options)
+
+
+def _pieces(model: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], options: dict[str, Any]) -> Iterator[str]:
+    """The thread, its streamer, and what becomes of it."""
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = _Stop()
     criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), stop])

@@ -102,8 +102,9 @@ def _matches(
         kept = proposed >= proposed[limit - 1] - _TIE
         ids, proposed = ids[kept], proposed[kept]
     matches = _scored(session, state, query, ids)
-    scores = np.array([matches[adapter_id].score if adapter_id in matches else np.nan for adapter_id in ids.tolist()])
-    if not (np.abs(scores - proposed) < _DISAGREEMENT).all():
+    scores = np.array([matches[adapter_id].score if adapter_id in matches else -np.inf for adapter_id in ids.tolist()])
+    # An adapter may score higher than proposed, when the nearer of its vectors lies in a cell that was not searched.
+    if (proposed > scores + _DISAGREEMENT).any():
         return None
     return sorted(matches.values(), key=lambda match: (-match.score, match.adapter_id))[:limit]
 

@@ -138,7 +138,7 @@ def translated(url: URL) -> Iterator[None]:
 
 def _configure_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None
-    # Switching a new file to WAL ignores the busy timeout, so two processes on first use meet here.
+    # Switching a new file to WAL can fail at once in spite of the busy timeout when processes meet on first use.
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:

@@ -63,7 +63,7 @@ def status(database_url: str, folder: Path | None = None) -> SchemaStatus:
     if file is not None and not file.exists():
         scripts = ScriptDirectory.from_config(alembic_config(folder))
         return _classified(url, scripts, current=(), tables=set())
-    with _transaction(url, write=False) as connection:
+    with transaction(url, write=False) as connection:
         return _status(connection, folder)
 
 
@@ -81,11 +81,11 @@ def prepare(database_url: str, folder: Path | None = None) -> None:
     """
     url = parse_url(database_url)
     _make_parent(url)
-    with _transaction(url, write=False) as connection:
+    with transaction(url, write=False) as connection:
         found = _status(connection, folder)
     if found.state == "empty":
         # Another process may have been quicker: look again under the write lock.
-        with _transaction(url, write=True) as connection:
+        with transaction(url, write=True) as connection:
             found = _status(connection, folder)
             if found.state == "empty":
                 found = _migrate(connection, folder)
@@ -110,7 +110,7 @@ def upgrade(database_url: str, folder: Path | None = None) -> SchemaStatus:
     """
     url = parse_url(database_url)
     _make_parent(url)
-    with _transaction(url, write=True) as connection:
+    with transaction(url, write=True) as connection:
         found = _status(connection, folder)
         if found.state in ("empty", "behind"):
             found = _migrate(connection, folder)
@@ -138,7 +138,19 @@ def alembic_config(folder: Path | None = None, connection: Connection | None = N
 
 
 @contextmanager
-def _transaction(url: URL, write: bool) -> Iterator[Connection]:
+def transaction(url: URL, write: bool) -> Iterator[Connection]:
+    """A connection in one transaction, for looking at the schema or, with ``write``, for changing it.
+
+    Args:
+        url (URL): from :func:`hub_router.store.engine.parse_url`.
+        write (bool): hold the write lock, with foreign keys unenforced.
+
+    Returns:
+        Iterator[Connection]: committed at the end of the block, rolled back by an exception.
+
+    Raises:
+        StoreError: the database cannot be used.
+    """
     with translated(url):
         engine = open_engine(url)
         try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from compose_models import assert_close, llama, opt, prompt_ids
+from compose_models import assert_close, llama, opt, prompt_ids, save_adapter
 from safetensors import safe_open
 from torch import nn
 from transformers import LlamaForCausalLM, pipeline
@@ -121,8 +121,13 @@ def test_routed_linear_map_compiles_without_a_graph_break(folders: dict[str, Pat
     assert_close(torch.compile(linear, fullgraph=True, backend="eager")(x), linear(x))
 
 
-def test_whole_model_compiles_without_a_graph_break_also_while_traced(folders: dict[str, Path]) -> None:
-    routed = compose(llama(), [folders["all"], folders["attention"]], "arrow", top_k=1)
+def test_whole_model_compiles_without_a_graph_break_also_while_traced(tmp_path: Path) -> None:
+    one_layer = {"num_hidden_layers": 1}
+    pool = [
+        save_adapter(llama(**one_layer), tmp_path / str(rank), rank, r=rank, target_modules=["q_proj", "up_proj"])
+        for rank in (2, 5)
+    ]
+    routed = compose(llama(**one_layer), pool, "arrow", top_k=1)
     ids = prompt_ids(2, 9)
     with routed.trace() as expected:
         expected_logits = routed(input_ids=ids).logits

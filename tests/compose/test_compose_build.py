@@ -169,6 +169,11 @@ def test_missing_base_is_one_error(folders: dict[str, Path]) -> None:
         compose("/nowhere/at-all", folders)
 
 
+def test_something_that_is_no_model_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(MissingError, match="model is None, expected a transformers model"):
+        compose(None, folders)
+
+
 def untouched(model: Any) -> bool:
     return not any(module._forward_hooks or "hub_router_update" in module._modules for module in model.modules())
 

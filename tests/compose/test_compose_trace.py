@@ -43,8 +43,8 @@ def test_arrow_weights_follow_the_inputs_of_the_module(folders: dict[str, Path])
     linear.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     with routed.trace() as trace:
         routed(input_ids=prompt_ids(1, 4))
-    prototypes = linear.hub_router_update.router_P  # attention, all, layer, patterns
-    for token, row in zip(inputs[0][0], trace.weights[Q_PROJ][0], strict=True):
+    prototypes = linear.hub_router_update.router_P.detach()  # attention, all, layer, patterns
+    for token, row in zip(inputs[0][0].detach(), trace.weights[Q_PROJ][0], strict=True):
         scores = {e: abs(float(p @ token)) for e, p in zip((0, 2, 3, 4), prototypes, strict=True)}
         best = sorted(scores, key=lambda e: -scores[e])[:2]
         assert sorted(row.nonzero().flatten().tolist()) == sorted(best)

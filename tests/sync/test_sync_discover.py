@@ -6,7 +6,7 @@ PAIR = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def tree(*paths: str, **sizes: int) -> dict[str, int]:
-    return {path: 10 for path in paths} | sizes
+    return dict.fromkeys(paths, 10) | sizes
 
 
 def adapter(*folders: str) -> list[str]:

@@ -54,7 +54,9 @@ def test_every_malformed_target_is_named_in_one_error() -> None:
     assert str(raised.value).count("expected owner/repo") == 5
 
 
-@pytest.mark.parametrize("text", ["a", "a/b/c", "../b", "a/..", "a/b--c", "-a/b", "a/b.", "a/" + "x" * 200, "ä/b", "a/b\n"])
+@pytest.mark.parametrize(
+    "text", ["a", "a/b/c", "../b", "a/..", "a/b--c", "-a/b", "a/b.", "a/" + "x" * 200, "ä/b", "a/b\n"]
+)
 def test_not_a_repository_id(text: str) -> None:
     assert not is_repo_id(text)
 

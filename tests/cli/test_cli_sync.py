@@ -1,0 +1,186 @@
+"""``sync`` and ``demo`` in real processes against a Hub on loopback: exit statuses, summaries, interruption."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_world import Run, World
+
+from hub_router.cli.sync import is_met
+from hub_router.demo.hubfaults import Fault
+from hub_router.demo.hubserver import LoopbackHub
+
+KEYS = {"run_id", "dry_run", "counts", "outcomes", "requests", "seconds"}
+OUTCOMES = ("added", "updated", "unchanged", "unsupported", "gated", "missing", "failed")
+
+
+@pytest.fixture
+def shelf(world: World, tmp_path: Path) -> Path:
+    """A Hub's repositories: three good adapters in two repositories, a gated one, one that holds no adapter."""
+    top = tmp_path / "shelf"
+    shutil.copytree(world.adapters["colours"], top / "owner" / "colours")
+    shutil.copytree(world.adapters["sums"], top / "owner" / "many" / "sums")
+    shutil.copytree(world.adapters["moods"], top / "owner" / "many" / "moods")
+    shutil.copytree(world.adapters["capitals"], top / "owner" / "closed")
+    (top / "owner" / "empty").mkdir(parents=True)
+    (top / "owner" / "empty" / "README.md").write_text("nothing here")
+    return top
+
+
+@pytest.fixture
+def hub(shelf: Path) -> Iterator[LoopbackHub]:
+    with LoopbackHub(shelf) as hub:
+        hub.gated["owner/closed"] = {"a-token"}
+        yield hub
+
+
+class Process:
+    """Runs ``python -m hub_router`` against the loopback Hub with a home and a Hub cache of its own."""
+
+    def __init__(self, hub: LoopbackHub, folder: Path) -> None:
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
+            "HF_ENDPOINT": hub.endpoint,
+            "HF_HOME": str(folder / "huggingface"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HUB_ROUTER_HOME": str(folder / "home"),
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def start(self, *arguments: object) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "hub_router", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=self.environment,
+        )
+
+    def __call__(self, *arguments: object, status: int = 0) -> tuple[str, str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == status, f"status {process.returncode}, expected {status}\n{out}\n{err}"
+        assert "Traceback" not in err
+        return out, err
+
+    def json(self, *arguments: object, status: int = 0) -> Any:
+        return json.loads(self(*arguments, "--json", status=status)[0])
+
+
+@pytest.fixture
+def process(hub: LoopbackHub, tmp_path: Path) -> Process:
+    return Process(hub, tmp_path)
+
+
+def test_targets_and_listings(process: Process, hub: LoopbackHub, world: World) -> None:
+    """What was named must have been got; what a listing holds of unusable repositories is only reported."""
+    first = process.json("sync", "owner/colours", "owner/many", world.adapters["capitals"])
+    assert set(first) == KEYS
+    assert tuple(first["counts"]) == OUTCOMES
+    assert (first["counts"]["added"], first["run_id"]) == (4, 1)
+    again = process.json("sync", "owner/colours", "owner/many/moods")
+    assert {outcome["outcome"] for outcome in again["outcomes"]} == {"unchanged"}
+    listed = process.json("sync", "--author", "owner")
+    reported = {outcome["repo_id"]: outcome["outcome"] for outcome in listed["outcomes"]}
+    assert reported == {
+        "owner/colours": "unchanged", "owner/many": "unchanged", "owner/closed": "gated", "owner/empty": "unsupported"
+    }  # fmt: skip
+    out, err = process("sync", "owner/colours", "owner/closed", "owner/empty", "owner/none", status=1)
+    assert "owner/closed, owner/empty, owner/none" in err
+    for line in ("owner/closed  gated", "owner/empty   unsupported", "owner/none    missing"):
+        assert line in out, out
+    assert "hub-router index" in err
+
+
+def test_failed_downloads_of_a_listing_are_status_1(process: Process, hub: LoopbackHub) -> None:
+    hub.faults.add(Fault(r"colours/resolve/.*safetensors", flip=100))
+    summary = process.json("sync", "--author", "owner", status=1)
+    failed = [outcome["repo_id"] for outcome in summary["outcomes"] if outcome["outcome"] == "failed"]
+    assert failed == ["owner/colours"]
+    assert summary["counts"]["added"] == 2
+
+
+def test_dry_run_writes_nothing(process: Process) -> None:
+    summary = process.json("sync", "owner/colours", "--dry-run")
+    assert (summary["dry_run"], summary["run_id"], summary["counts"]["added"]) == (True, None, 1)
+    assert process.json("list") == {"adapters": []}
+
+
+def test_renamed_repository_counts_as_got(process: Process, hub: LoopbackHub) -> None:
+    hub.renames["old/name"] = "owner/colours"
+    assert process.json("sync", "old/name")["counts"]["added"] == 1
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_interrupted_sync_is_finished_by_the_next(process: Process, hub: LoopbackHub, stop: signal.Signals) -> None:
+    hub.faults.add(Fault(r"many/resolve/.*safetensors", method="GET", delay=20))
+    running = process.start("sync", "owner/colours", "owner/many")
+    deadline = time.monotonic() + 60
+    while len(process.json("list")["adapters"]) < 1:
+        assert time.monotonic() < deadline, running.communicate(timeout=1)
+    running.send_signal(stop)
+    out, err = running.communicate(timeout=15)
+    assert out == ""
+    if stop == signal.SIGINT:
+        assert running.returncode == 130
+        assert err.splitlines()[-1].startswith("Interrupted: every adapter finished so far is in the catalog")
+        assert "Traceback" not in err
+    assert [check["ok"] for check in process.json("doctor", status=0)["checks"] if check["name"] == "sync"] == ["warn"]
+    hub.faults.clear()
+    counts = process.json("sync", "owner/colours", "owner/many")["counts"]
+    assert (counts["unchanged"], counts["added"]) == (1, 2)
+    assert [check["ok"] for check in process.json("doctor")["checks"] if check["name"] == "sync"] == ["ok"]
+
+
+def test_hub_that_is_down_is_one_message(process: Process, tmp_path: Path) -> None:
+    process.environment["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    process.environment["HF_HUB_OFFLINE"] = "1"
+    out, err = process("sync", "--author", "owner", "--json", status=1)
+    assert out == ""
+    assert "HF_HUB_OFFLINE" in err
+
+
+def test_local_folder_without_an_adapter_is_status_1(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
+    assert str(tmp_path / "nothing") in run("sync", tmp_path / "nothing", status=1).output
+    assert run("sync", tmp_path / "not-there", status=1).output
+
+
+def test_collection_of_local_folders(run: Run, world: World) -> None:
+    """A folder of adapters is one target; the text ends in the next command."""
+    done = run("sync", next(iter(world.adapters.values())).parent)
+    assert "unchanged            4" in done.stdout
+    assert done.stderr.endswith("Next: hub-router index\n")
+
+
+@pytest.mark.parametrize(
+    ("target", "outcomes", "met"),
+    [
+        ("o/r", [("hub", "o/r", "", "added", "")], True),
+        ("O/R@main", [("hub", "o/r", "", "unchanged", "")], True),
+        ("o/r", [("hub", "o/r", "a", "unsupported", ""), ("hub", "o/r", "b", "added", "")], True),
+        ("o/r/a", [("hub", "o/r", "a", "unsupported", ""), ("hub", "o/r", "b", "added", "")], False),
+        ("o/r", [("hub", "o/r", "a", "failed", ""), ("hub", "o/r", "b", "added", "")], False),
+        ("o/r", [("hub", "o/r2", "", "added", "")], False),
+        ("old/r/a", [("hub", "o/r", "a", "added", "renamed from old/r")], True),
+        ("/f/x", [("local", "/f/x/one", "", "added", ""), ("local", "/f/x/two", "", "unsupported", "")], True),
+        ("/f/x", [("hub", "f/x", "", "added", "")], False),
+    ],
+)
+def test_is_met(target: str, outcomes: list[tuple[str, str, str, str, str]], met: bool) -> None:
+    from hub_router.store.runs import Outcome
+    from hub_router.sync.summary import SyncSummary
+
+    rows = tuple(Outcome(source, repo, folder, None, kind, why) for source, repo, folder, kind, why in outcomes)
+    assert is_met(target, SyncSummary(rows, None, False, 0, 0.0)) == met
