@@ -306,7 +306,7 @@ class Hub:
         self.define(name, adapters, method, base_model=base_model, replace=replace, **hyperparameters)
         return self.load(name, device=device)
 
-    def compositions(self) -> list[CompositionRecord]:
+    def compositions(self) -> Sequence[CompositionRecord]:
         """Stored compositions, by name."""
         with self.store.read() as session:
             return composition_queries.list_all(session)

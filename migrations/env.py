@@ -9,6 +9,9 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import Connection
 
+from hub_router.settings import Settings
+from hub_router.store.engine import parse_url
+from hub_router.store.schema import transaction
 from hub_router.store.tables import Base
 
 
@@ -24,16 +27,9 @@ def run(connection: Connection) -> None:
         context.run_migrations()
 
 
-def run_alone() -> None:
-    from hub_router.settings import Settings
-    from hub_router.store.engine import open_engine, parse_url, writer
-
-    with writer(open_engine(parse_url(Settings.resolve().database_url))).begin() as connection:
-        run(connection)
-
-
 given = context.config.attributes.get("connection")
-if given is None:
-    run_alone()
-else:
+if given is not None:
     run(given)
+else:
+    with transaction(parse_url(Settings.resolve().database_url), write=True) as own:
+        run(own)

@@ -66,9 +66,7 @@ MODULES = sorted(path for path in PACKAGE.rglob("*.py") if "_bundled" not in pat
 def test_module_imports_only_the_layers_below(path: Path) -> None:
     layer = layer_of(path)
     known = {
-        entry
-        for entry in imported_layers(path)
-        if (PACKAGE / entry).is_dir() or (PACKAGE / f"{entry}.py").exists()
+        entry for entry in imported_layers(path) if (PACKAGE / entry).is_dir() or (PACKAGE / f"{entry}.py").exists()
     }
     forbidden = known - ALLOWED[layer] - {layer}
     assert not forbidden, f"{path.relative_to(PACKAGE)} ({layer}) must not import {sorted(forbidden)}"

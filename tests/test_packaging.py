@@ -29,7 +29,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_carries_migrations_manifests_and_zoo(wheel: Path) -> None:
     inside = set(zipfile.ZipFile(wheel).namelist())
-    for folder, prefix in (("migrations", "migrations"), ("catalog", "catalog"), ("examples/zoo/hub_router", "zoo/hub_router")):
+    for folder, prefix in (
+        ("migrations", "migrations"),
+        ("catalog", "catalog"),
+        ("examples/zoo/hub_router", "zoo/hub_router"),
+    ):
         tracked = [
             path.relative_to(ROOT / folder)
             for path in (ROOT / folder).rglob("*")
@@ -52,7 +56,11 @@ def test_installed_wheel_runs_away_from_the_checkout(wheel: Path, tmp_path: Path
     assert where.count(str(site)) == 3, where
     for command in (["db", "upgrade"], ["list", "--json"]):
         done = subprocess.run(
-            [sys.executable, "-m", "hub_router", *command], capture_output=True, text=True, cwd=tmp_path, env=environment
+            [sys.executable, "-m", "hub_router", *command],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=environment,
         )
         assert done.returncode == 0, done.stderr
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from hub_router.compose.layer import RoutedUpdate
+from hub_router.errors import MissingError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.bank import AdapterBank, build_bank
 from hub_router.records import Spectrum
@@ -63,10 +64,18 @@ def make_updates(
 
     Returns:
         dict[str, RoutedUpdate]: ready to attach, in the device and dtype of each linear map's weight.
+
+    Raises:
+        MissingError: weights of the base model are not loaded.
     """
     updates = {}
     for name, state in prepared.items():
         weight = model.get_submodule(name).weight
         assert isinstance(weight, torch.Tensor)
+        if weight.is_meta:
+            raise MissingError(
+                f"module {name}: the base model's weight is on the meta device (offloaded, or not loaded); "
+                "load the base model onto a real device first"
+            )
         updates[name] = RoutedUpdate(router, state, pool, weight.device, weight.dtype)
     return updates

@@ -9,11 +9,14 @@ from difflib import get_close_matches
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hub_router.compose.base_model import loading
 from hub_router.errors import IncompatibleAdaptersError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _NUMBER = re.compile(r"\d+")
 _SHOWN = 3
@@ -71,6 +74,10 @@ def _fault(modules: Mapping[str, nn.Module], name: str, factors: LoraFactors, ne
     got, expected = (factors.d_in, factors.d_out), (module.in_features, module.out_features)
     if got != expected:
         return f"got D_in x D_out {got[0]} x {got[1]}, expected {expected[0]} x {expected[1]} as in the model"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return "it is the output map of a torch.nn.MultiheadAttention, which reads its weight without calling it"
+    if module.weight.dtype not in FLOAT_DTYPES:
+        return f"the model's weight is {module.weight.dtype}, expected a floating-point base model, not a quantised one"
     return None
 
 

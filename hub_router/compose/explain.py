@@ -19,7 +19,7 @@ class Explanation:
     Args:
         tokens (tuple[str, ...]): the text of each token of prompt and continuation; joined they are the whole text.
         prompt_tokens (int): how many of them are the prompt's.
-        weights (torch.Tensor): float32 ``(T, E)``, mean over the routed modules, on the CPU.
+        weights (torch.Tensor): float32 ``(T, E)``, mean over the routed modules that see every token, on the CPU.
         adapters (tuple[str, ...]): names along axis E.
         text (str): the new text.
     """
@@ -52,7 +52,8 @@ def explain(model: Any, tokenizer: Any, adapters: tuple[str, ...], prompt: str, 
     sequence = (output if isinstance(output, torch.Tensor) else output.sequences)[:1]  # [1, T]
     with traced(model, adapters) as trace, torch.no_grad():
         model(input_ids=sequence, attention_mask=torch.ones_like(sequence))
-    modules = [weights[0].float().cpu() for weights in trace.weights.values()]  # each [T, E]
+    # A module that sees a part of the tokens, as an expert of a mixture does, cannot say whose they are.
+    modules = [w[0].float().cpu() for w in trace.weights.values() if w.shape[1] == sequence.shape[1]]  # each [T, E]
     ids = sequence[0].tolist()
     return Explanation(
         tokens=_pieces(tokenizer, ids),

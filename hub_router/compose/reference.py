@@ -14,7 +14,7 @@ from transformers.utils import cached_file
 
 from hub_router.compose.attach import routed_updates
 from hub_router.compose.base_model import load_model
-from hub_router.errors import ArtifactError
+from hub_router.errors import ArtifactError, MissingError
 
 BUNDLED = "base"
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -67,7 +67,10 @@ def restore_base(
         ArtifactError: its weights are not those that the adapters were composed with.
     """
     reference = entry["reference"] or str(folder / BUNDLED)
-    model = load_model(reference, device, getattr(torch, entry["dtype"]), entry["revision"])
+    try:
+        model = load_model(reference, device, getattr(torch, entry["dtype"]), entry["revision"])
+    except MissingError as error:
+        raise MissingError(f"{error}; where it moved, pass the base model as load(..., model=...)") from error
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
         module = model.get_submodule(owner)

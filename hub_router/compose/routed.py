@@ -12,7 +12,7 @@ import torch
 from hub_router.compose import artifact
 from hub_router.compose.assemble import make_updates
 from hub_router.compose.attach import attach, detach, need_unrouted, routed_updates
-from hub_router.compose.base_model import base_name, load_tokenizer
+from hub_router.compose.base_model import base_name, load_model, load_tokenizer
 from hub_router.compose.check import check_fit
 from hub_router.compose.explain import Explanation, explain
 from hub_router.compose.reference import restore_base
@@ -174,7 +174,8 @@ class RoutedModel:
 
         Args:
             folder (str | Path): the composition's folder.
-            model (PreTrainedModel | None): base model to attach to; None loads the one it was composed with.
+            model (PreTrainedModel | str | Path | None): base model to attach to, or its folder or Hub id; None loads
+                the one it was composed with.
             tokenizer (PreTrainedTokenizerBase | None): None takes the saved one.
             device (torch.device | str | None): where to put the base model; None leaves it where it is.
 
@@ -191,6 +192,8 @@ class RoutedModel:
         router = create(saved.method, saved.hyperparameters)
         if model is None:
             model = restore_base(saved.base, saved.buffers, folder, device)
+        elif isinstance(model, str | Path):
+            model = load_model(str(model), device)
         elif device is not None:
             model = model.to(device)
         need_unrouted(model)

@@ -12,8 +12,8 @@ from hub_router.records import Spectrum
 
 AMBIGUOUS = 1e-4
 
-# Gram matrices square the condition: a value below this share of |A|_F |B|_F would lose digits that float32 holds.
-_GRAM_SHARE = 3e-5
+# Gram matrices square the condition: a value below this share of |A|_F |B|_F keeps fewer than 5 digits.
+_GRAM_SHARE = 1e-5
 # Rounding of float64 sums: a product that is zero on paper comes out below this share of |A|_F |B|_F.
 _ZERO_SHARE = 1e-14
 
@@ -48,8 +48,8 @@ def spectrum(module: str, factors: LoraFactors) -> Spectrum:
     """All singular values and the leading right singular vector of one module's update ``s B A``.
 
     The vector is Arrow's prototype (https://arxiv.org/abs/2405.11157). Both come from r x r Gram matrices in float64,
-    which give each value of at least 3e-5 |A|_F |B|_F to float32's precision or better; where one is smaller,
-    Householder QR of the factors takes over (:func:`svd`'s route), so accuracy never depends on the condition.
+    which keep at least 5 digits of every value above 1e-5 |A|_F |B|_F, and all that float32 holds of the large ones;
+    where a value is smaller, Householder QR of the factors takes over (:func:`svd`'s route).
 
     Args:
         module (str): module path in the base model.
@@ -61,16 +61,18 @@ def spectrum(module: str, factors: LoraFactors) -> Spectrum:
     """
     with torch.no_grad():
         A, B = factors.A.to(torch.float64), factors.B.to(torch.float64)
-        values, direction = _by_gram(A, B) or _by_qr(A, B)  # [k], [D_in]
-    scaled = values.cpu().numpy() * abs(factors.scaling)
+        values, mixing = _by_gram(A, B) or _by_qr(A, B)  # [k], [r]
+        direction = None if mixing is None else A.T @ torch.from_numpy(mixing).to(A.device)  # [D_in]
+    scaled = values * abs(factors.scaling)
     padded = np.zeros(factors.rank, dtype=np.float32)  # [r]
     if direction is None or factors.scaling == 0.0:
         return Spectrum(module, padded, None, ambiguous=False)
     padded[: len(scaled)] = scaled
-    vector = direction.cpu().numpy()
-    vector = vector / (np.linalg.norm(vector) * np.sign(vector[np.abs(vector).argmax()]))
+    vector = direction.to(torch.float32).cpu().numpy()
+    if -vector.min() > vector.max():
+        vector = -vector
     ambiguous = len(scaled) > 1 and scaled[0] - scaled[1] <= AMBIGUOUS * scaled[0]
-    return Spectrum(module, padded, vector.astype(np.float32), bool(ambiguous))
+    return Spectrum(module, padded, vector, bool(ambiguous))
 
 
 def spectra(adapter: LoraAdapter) -> Iterator[Spectrum]:
@@ -86,28 +88,28 @@ def spectra(adapter: LoraAdapter) -> Iterator[Spectrum]:
         yield spectrum(module, factors)
 
 
-def _by_gram(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Values and unnormalised direction from ``A A^T`` and ``B^T B``, or None where those lose digits.
+def _by_gram(A: torch.Tensor, B: torch.Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    """Values and the mixing m of the direction A^T m, from ``A A^T`` and ``B^T B``; None where those lose digits.
 
     With ``B^T B = X X^T``, ``(B A)^T (B A) = (X^T A)^T (X^T A)``: the squared values are the eigenvalues of
-    ``X^T A A^T X``, and ``A^T X w`` is the right singular vector of its leading eigenvector w.
+    ``X^T A A^T X``, and ``A^T X w / sigma_1`` the right singular vector, w the leading eigenvector.
     """
     kept = min(A.shape[0], A.shape[1], B.shape[0])
-    gram_A, gram_B = A @ A.T, B.T @ B  # [r, r]
-    shares, turned = torch.linalg.eigh(gram_B)
-    X = turned * shares.clamp_min(0.0).sqrt()  # [r, r]
-    squares, W = torch.linalg.eigh(X.T @ gram_A @ X)  # ascending
-    bound = _GRAM_SHARE**2 * gram_A.trace() * gram_B.trace()
-    if not bool((squares[-kept] > bound) & (bound > 0)):
+    gram_A, gram_B = ((factor @ factor.T).cpu().numpy() for factor in (A, B.T))  # [r, r]
+    shares, turned = np.linalg.eigh(gram_B)
+    X = turned * np.sqrt(np.maximum(shares, 0.0))  # [r, r]
+    squares, W = np.linalg.eigh(X.T @ gram_A @ X)  # ascending
+    smallest = _GRAM_SHARE**2 * np.trace(gram_A) * np.trace(gram_B)
+    if not squares[-kept] > smallest > 0.0:
         return None
-    return squares[-kept:].flip(0).sqrt(), A.T @ (X @ W[:, -1])
+    values = np.sqrt(squares[-kept:][::-1])
+    return values, X @ (W[:, -1] / values[0])
 
 
-def _by_qr(A: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Values and unnormalised direction from the triangular factors of A^T and B; no direction where B A is zero."""
-    R_A = torch.linalg.qr(A.T, mode="r").R  # [k_A, r]
-    R_B = torch.linalg.qr(B, mode="r").R  # [k_B, r]
-    X, values, _ = torch.linalg.svd(R_B @ R_A.T, full_matrices=False)
-    if bool(values[0] <= _ZERO_SHARE * R_A.norm() * R_B.norm()):
+def _by_qr(A: torch.Tensor, B: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values and the mixing m of the direction A^T m, from the triangular factors of A^T and B; None for a zero B A."""
+    R_A, R_B = (torch.linalg.qr(factor, mode="r").R.cpu().numpy() for factor in (A.T, B))  # [k_A, r], [k_B, r]
+    X, values, _ = np.linalg.svd(R_B @ R_A.T, full_matrices=False)
+    if values[0] <= _ZERO_SHARE * np.linalg.norm(R_A) * np.linalg.norm(R_B):
         return values, None
-    return values, A.T @ (R_B.T @ X[:, 0])  # (B A)^T u_1
+    return values, R_B.T @ (X[:, 0] / values[0])  # (B A)^T u_1 / sigma_1 = A^T m

@@ -16,16 +16,19 @@ from sqlalchemy.orm import Session
 from hub_router.errors import HubRouterError, NotInCatalogError
 from hub_router.records import AdapterRecord
 from hub_router.search.index import SearchIndex, open_index, rebuild_index
-from hub_router.search.vectors import PER_ADAPTER, SAMPLE, adapters_of, task_vectors
+from hub_router.search.vectors import CARD, PER_ADAPTER, SAMPLE, row_number, task_vectors
 from hub_router.store import adapters as adapter_queries
 from hub_router.store.adapters import Filters
-from hub_router.store.features import EmbeddingState, embedded_texts, embedding_state, encoders
+from hub_router.store.features import EmbeddingState, embedding_state, encoders
 from hub_router.store.index_rows import embedding_rows
 from hub_router.store.session import Store
 
-PROPOSALS = 256
-# Cosines of float32 vectors agree to about 1e-7 between FAISS and float64; copies of a text score alike within this.
-_TIE = 1e-5
+NO_FILTERS = Filters()
+# Adapters scored beyond the limit, for those that tie with the last and for those whose nearer vector was overlooked.
+SPARE = 16
+# How many times as many are proposed where filters will refuse some.
+FILTERED = 8
+# Far more than cosines of float32 and float64 differ by.
 _DISAGREEMENT = 1e-3
 
 
@@ -60,7 +63,7 @@ def search(
     index_dir: Path,
     encoder: str,
     vector: Sequence[float] | np.ndarray,
-    filters: Filters | None = None,
+    filters: Filters = NO_FILTERS,
     limit: int = 10,
 ) -> list[Hit]:
     """Adapters nearest to a query, among those that are served and pass the filters.
@@ -70,7 +73,7 @@ def search(
         index_dir (Path): folder of the FAISS caches.
         encoder (str): name of the encoder that made the vector.
         vector (Sequence[float] | np.ndarray): the query ``(D,)``, of any length but zero.
-        filters (Filters | None): which adapters; default all that are served.
+        filters (Filters): which adapters; default all that are served.
         limit (int): at most this many.
 
     Returns:
@@ -94,13 +97,11 @@ def search(
 
 
 def _matches(
-    session: Session, index: SearchIndex, state: EmbeddingState, query: np.ndarray, filters: Filters | None, limit: int
+    session: Session, index: SearchIndex, state: EmbeddingState, query: np.ndarray, filters: Filters, limit: int
 ) -> list[_Match] | None:
     """The best adapters; None where the index contradicts the store, which only a damaged file does."""
     ids, proposed = _proposals(session, index, query.astype(np.float32), filters, limit)
-    if len(ids) > limit:
-        kept = proposed >= proposed[limit - 1] - _TIE
-        ids, proposed = ids[kept], proposed[kept]
+    ids, proposed = ids[: limit + SPARE], proposed[: limit + SPARE]
     matches = _scored(session, state, query, ids)
     scores = np.array([matches[adapter_id].score if adapter_id in matches else -np.inf for adapter_id in ids.tolist()])
     # An adapter may score higher than proposed, when the nearer of its vectors lies in a cell that was not searched.
@@ -110,40 +111,37 @@ def _matches(
 
 
 def _proposals(
-    session: Session, index: SearchIndex, query: np.ndarray, filters: Filters | None, limit: int
+    session: Session, index: SearchIndex, query: np.ndarray, filters: Filters, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Catalog ids and scores by score, at least ``limit`` of them where so many adapters pass the filters."""
-    window = max(PROPOSALS, 2 * PER_ADAPTER * limit)
+    window = PER_ADAPTER * (limit + SPARE) * (1 if filters == NO_FILTERS else FILTERED)
     ids, scores = index.nearest(query, window)
     passing = np.isin(ids, adapter_queries.ids(session, filters, among=ids.tolist()))
     if passing.sum() >= limit or index.rows <= window:
         return ids[passing], scores[passing]
     # Few adapters pass, or those that do lie far away: compare every one of them.
-    allowed = adapter_queries.ids(session, filters)
-    return index.nearest(query, window, among=allowed)
+    return index.nearest(query, window, among=adapter_queries.ids(session, filters))
 
 
 def _scored(session: Session, state: EmbeddingState, query: np.ndarray, ids: np.ndarray) -> dict[int, _Match]:
     """Scores and reasons from the embeddings in the store."""
-    texts = embedded_texts(session, state.encoder, ids.tolist())
     best: dict[int, _Match] = {}
     for rows in embedding_rows(session, state, ids):
         numbers, vectors = task_vectors(rows)
-        # Row by row in float64, so that equal vectors score equally wherever they stand.
-        scores = (vectors.astype(np.float64) * query).sum(axis=1)
-        closeness = (rows.vectors.astype(np.float64) * query).sum(axis=1)
-        for number, score in zip(numbers, scores, strict=True):
-            adapter_id = int(adapters_of(number))
-            if adapter_id in best and best[adapter_id].score >= score:
-                continue
-            kind = "sample" if number % PER_ADAPTER == SAMPLE else "card"
-            own = np.flatnonzero(rows.owners == adapter_id)
-            place = max(
-                (position for position in range(len(own)) if texts[adapter_id][position][0] == kind),
-                key=lambda position: closeness[own[position]],
-            )
-            best[adapter_id] = _Match(adapter_id, float(score), kind, texts[adapter_id][place][1])
+        owners = row_number(rows.owners, np.where(rows.cards, CARD, SAMPLE))
+        closeness = _cosines(rows.vectors, query)
+        for number, score in zip(numbers.tolist(), _cosines(vectors, query).tolist(), strict=True):
+            adapter_id, kind = divmod(number, PER_ADAPTER)
+            if adapter_id not in best or best[adapter_id].score < score:
+                own = np.flatnonzero(owners == number)
+                nearest = rows.texts[own[closeness[own].argmax()]]
+                best[adapter_id] = _Match(adapter_id, score, "card" if kind == CARD else "sample", nearest)
     return best
+
+
+def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Row by row in float64, so that equal vectors score equally wherever they stand: ``(N, D), (D,) -> (N,)``."""
+    return (vectors * query).sum(axis=1)
 
 
 def _state(session: Session, encoder: str) -> EmbeddingState:

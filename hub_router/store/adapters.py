@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import ColumnElement, Text, and_, cast, func, or_, select
+from sqlalchemy import ColumnElement, Text, and_, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
 from hub_router.records import AdapterDetails, AdapterRecord, FileFacts, Sample
@@ -66,14 +66,15 @@ def list_records(
     Returns:
         list[AdapterRecord]: ordered by repository and subfolder.
     """
-    statement = adapter_rows().where(*_conditions(filters, statuses))
+    statement = adapter_rows().where(Adapter.current.is_(True), *_conditions(filters, statuses))
     statement = statement.order_by(Repo.repo_id, Adapter.subfolder, Adapter.id).limit(limit).offset(offset or None)
     return fetch(session, statement)
 
 
 def count(session: Session, filters: Filters | None = None, statuses: Sequence[str] = READY) -> int:
     """How many adapters :func:`list_records` would list without a limit."""
-    statement = select(func.count()).select_from(Adapter).where(*_conditions(filters, statuses))
+    statement = select(func.count()).select_from(Adapter)
+    statement = statement.where(Adapter.current.is_(True), *_conditions(filters, statuses))
     return session.execute(statement).scalar_one()
 
 
@@ -94,12 +95,15 @@ def ids(
     Returns:
         np.ndarray: int64 ``(N,)``, ascending.
     """
-    statement = select(Adapter.id).where(*_conditions(filters, statuses))
     if among is None:
-        found = list(plain(session, statement).scalars())
-    else:
-        pieces = (plain(session, statement.where(Adapter.id.in_(chunk))).scalars() for chunk in chunks(among))
-        found = [adapter_id for piece in pieces for adapter_id in piece]
+        statement = select(Adapter.id).where(Adapter.current.is_(True), *_conditions(filters, statuses))
+        return np.sort(np.array(list(plain(session, statement).scalars()), dtype=np.int64))
+    # As an expression, for SQLite would rather walk through all of the index on current than look up a few ids.
+    current = case((Adapter.current.is_(True), 1), else_=0) == 1
+    found: list[int] = []
+    for chunk in chunks(among):
+        statement = select(Adapter.id).where(Adapter.id.in_(chunk), current, *_conditions(filters, statuses))
+        found += plain(session, statement).scalars()
     return np.sort(np.array(found, dtype=np.int64))
 
 
@@ -166,7 +170,7 @@ def samples(session: Session, adapter_id: int, split: str | None = None) -> list
 
 def _conditions(filters: Filters | None, statuses: Sequence[str]) -> list[ColumnElement[bool]]:
     wanted = filters or Filters()
-    found: list[ColumnElement[bool]] = [Adapter.current.is_(True), Adapter.status.in_(tuple(statuses))]
+    found: list[ColumnElement[bool]] = [Adapter.status.in_(tuple(statuses))]
     if wanted.base_model is not None:
         base = wanted.base_model.lower()
         found.append(or_(func.lower(Adapter.base_model_resolved) == base, func.lower(Adapter.base_model) == base))

@@ -1,4 +1,4 @@
-"""What a search index is built from: embeddings in pieces that fit in memory, and marks that tell what changed."""
+"""What a search index is built from and hits are scored by: embedded texts, and marks that tell which changed."""
 
 from __future__ import annotations
 
@@ -6,13 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session, aliased
 
 from hub_router.store.features import EmbeddingState
 from hub_router.store.rows import chunks
 from hub_router.store.tables import Adapter, TextEmbedding
 from hub_router.store.vectors import from_bytes, matrix_from_bytes
+
+# Made once: building a statement takes longer than SQLite takes to answer it.
+_ROWS = (
+    select(TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.text, TextEmbedding.vector)
+    .where(
+        TextEmbedding.encoder == bindparam("encoder"), TextEmbedding.adapter_id.in_(bindparam("ids", expanding=True))
+    )
+    .order_by(TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.position)
+)
 
 
 @dataclass(frozen=True)
@@ -21,35 +30,15 @@ class EmbeddingRows:
 
     Args:
         owners (np.ndarray): catalog ids, int64 ``(N,)``.
-        cards (np.ndarray): whether a row is the card's, bool ``(N,)``; the others are samples'.
+        cards (np.ndarray): whether a text is the card's, bool ``(N,)``; the others are samples'.
         vectors (np.ndarray): float32 ``(N, D)``.
+        texts (tuple[str, ...]): the texts.
     """
 
     owners: np.ndarray
     cards: np.ndarray
     vectors: np.ndarray
-
-
-def embedding_marks(session: Session, encoder: str) -> tuple[np.ndarray, np.ndarray]:
-    """One number per embedded adapter that changes when any of its texts does.
-
-    Args:
-        session (Session): a session of the store.
-        encoder (str): the encoder's name.
-
-    Returns:
-        tuple[np.ndarray, np.ndarray]: catalog ids int64 ``(N,)`` ascending, marks uint64 ``(N,)``.
-    """
-    statement = select(TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.position, TextEmbedding.text_hash)
-    rows = session.execute(statement.where(TextEmbedding.encoder == encoder)).all()
-    owners = np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
-    # A sum does not depend on the order of the rows; the factor keeps two texts from changing places unseen.
-    hashes = np.fromiter((int(row[3][:16], 16) for row in rows), dtype=np.uint64, count=len(rows))
-    places = np.fromiter((2 * row[2] + (row[1] == "card") + 1 for row in rows), dtype=np.uint64, count=len(rows))
-    ids, positions = np.unique(owners, return_inverse=True)
-    marks = np.zeros(len(ids), dtype=np.uint64)
-    np.add.at(marks, positions, hashes * (2 * places + 1))
-    return ids, marks
+    texts: tuple[str, ...]
 
 
 def embedding_rows(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> Iterator[EmbeddingRows]:
@@ -63,17 +52,41 @@ def embedding_rows(session: Session, state: EmbeddingState, adapter_ids: np.ndar
     Returns:
         Iterator[EmbeddingRows]: adapters in ascending order, none of them split between two pieces.
     """
-    statement = select(TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.vector).where(
-        TextEmbedding.encoder == state.encoder
-    )
-    order = (TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.position)
+    session.flush()
     for chunk in chunks(np.sort(adapter_ids).tolist()):
-        rows = session.execute(statement.where(TextEmbedding.adapter_id.in_(chunk)).order_by(*order)).all()
+        rows = session.connection().execute(_ROWS, {"encoder": state.encoder, "ids": chunk}).all()
+        owners, kinds, texts, vectors = zip(*rows, strict=True) if rows else ((), (), (), ())
         yield EmbeddingRows(
-            owners=np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows)),
-            cards=np.fromiter((row[1] == "card" for row in rows), dtype=bool, count=len(rows)),
-            vectors=matrix_from_bytes([row[2] for row in rows], state.dimension),
+            owners=np.array(owners, dtype=np.int64),
+            cards=np.array([kind == "card" for kind in kinds], dtype=bool),
+            vectors=matrix_from_bytes(vectors, state.dimension),
+            texts=texts,
         )
+
+
+def embedding_marks(session: Session, encoder: str) -> tuple[np.ndarray, np.ndarray]:
+    """One number per embedded adapter that changes when any of its texts does.
+
+    Args:
+        session (Session): a session of the store.
+        encoder (str): the encoder's name.
+
+    Returns:
+        tuple[np.ndarray, np.ndarray]: catalog ids int64 ``(N,)`` ascending, marks uint64 ``(N,)``.
+    """
+    statement = select(TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.position, TextEmbedding.text_hash)
+    session.flush()
+    rows = session.connection().execute(statement.where(TextEmbedding.encoder == encoder)).all()
+    owners, kinds, positions, hashes = zip(*rows, strict=True) if rows else ((), (), (), ())
+    ids, places = np.unique(np.array(owners, dtype=np.int64), return_inverse=True)
+    parts = np.array([int(text_hash[:16], 16) for text_hash in hashes], dtype=np.uint64)
+    # Rows come in any order, so they are added up; odd factors keep texts from changing places unseen.
+    factors = 4 * np.array(positions, dtype=np.uint64) + np.array(
+        [1 + 2 * (k == "card") for k in kinds], dtype=np.uint64
+    )
+    marks = np.zeros(len(ids), dtype=np.uint64)
+    np.add.at(marks, places, parts * factors)
+    return ids, marks
 
 
 def known_vectors(session: Session, encoder: str, adapter_ids: Sequence[int]) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import delete, insert, or_, select, update
+from sqlalchemy import BigInteger, bindparam, delete, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from hub_router.records import UNKNOWN_LICENCE, AdapterFacts, Sample
@@ -211,18 +211,21 @@ def refresh_repos(session: Session, repos: Sequence[RepoFields], known: Mapping[
         for repo in repos
     ]
     back = [known[repo.repo_id].id for repo in repos if known[repo.repo_id].state == "failed"]
-    counts = [(known[repo.repo_id].id, repo.downloads, repo.likes) for repo in repos if repo.downloads is not None]
+    counts = [
+        {"repo": known[repo.repo_id].id, "now_downloads": repo.downloads, "now_likes": repo.likes}
+        for repo in repos
+        if repo.downloads is not None
+    ]
     if seen:
         session.execute(update(Repo), seen)
     for start in range(0, len(back), CHUNK):
         session.execute(update(Repo).where(Repo.id.in_(back[start : start + CHUNK])).values(state="ok", reason=""))
-    for pk, downloads, likes in counts:
-        session.execute(
-            update(Adapter)
-            .where(Adapter.repo_pk == pk, Adapter.current)
-            .where(or_(Adapter.downloads.is_distinct_from(downloads), Adapter.likes.is_distinct_from(likes)))
-            .values(downloads=downloads, likes=likes)
-        )
+    if counts:
+        downloads, likes = bindparam("now_downloads", type_=BigInteger), bindparam("now_likes", type_=BigInteger)
+        table = Adapter.__table__
+        outdated = or_(table.c.downloads.is_distinct_from(downloads), table.c.likes.is_distinct_from(likes))
+        statement = update(table).where(table.c.repo_pk == bindparam("repo"), table.c.current, outdated)
+        session.connection().execute(statement.values(downloads=downloads, likes=likes), counts)
 
 
 def _find(session: Session, source: str, repo_id: str) -> Repo | None:

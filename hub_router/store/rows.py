@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ _SEPARATOR = "\x1f"
 _NO_LABELS: Mapping[str, tuple[str, ...]] = {}
 
 
+@cache
 def adapter_rows() -> Select[*tuple[Any, ...]]:
     """A statement for adapters and their repositories, to be narrowed and given to :func:`fetch`."""
     return select(

@@ -34,11 +34,11 @@ def scan(top: Path) -> list[LocalAdapter]:
         top (Path): absolute folder.
 
     Returns:
-        list[LocalAdapter]: by path; those whose files leave the folder through a link come with a problem.
+        list[LocalAdapter]: by path, may be empty; those whose files leave the folder by a link come with a problem.
 
     Raises:
         MissingError: there is no such folder.
-        UnsupportedAdapterError: it holds no adapter, or too many files to look through.
+        UnsupportedAdapterError: it holds too many files to look through.
         OSError: a folder cannot be read.
     """
     if not top.is_dir():
@@ -53,8 +53,6 @@ def scan(top: Path) -> list[LocalAdapter]:
         problem = f"{links[0]} is a link that leaves {top}" if links else folder.problem
         path = top.joinpath(*folder.subfolder.split("/")) if folder.subfolder else top
         found.append(LocalAdapter(path, replace(folder, subfolder="", files=files, problem=problem)))
-    if not found:
-        raise UnsupportedAdapterError(f"no adapter_config.json in {top} or below ({len(sizes)} files)")
     return found
 
 

@@ -116,8 +116,10 @@ def test_base_with_a_folder_is_referred_to_and_checked(folders: dict[str, Path],
     with pytest.raises(ArtifactError, match=r"fingerprint .*, expected .*weights were changed"):
         RoutedModel.load(tmp_path / "saved")
     shutil.rmtree(tmp_path / "base")
-    with pytest.raises(MissingError, match="cannot be loaded"):
+    with pytest.raises(MissingError, match=r"cannot be loaded.*pass the base model as load\(\.\.\., model=\.\.\.\)"):
         RoutedModel.load(tmp_path / "saved")
+    llama().save_pretrained(tmp_path / "moved")
+    assert torch.equal(logits(RoutedModel.load(tmp_path / "saved", model=tmp_path / "moved").model), expected)
     assert torch.equal(logits(RoutedModel.load(tmp_path / "saved", model=llama()).model), expected)
 
 

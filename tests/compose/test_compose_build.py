@@ -174,6 +174,14 @@ def test_something_that_is_no_model_is_refused(folders: dict[str, Path]) -> None
         compose(None, folders)
 
 
+def test_base_whose_weights_are_not_loaded_is_refused(folders: dict[str, Path]) -> None:
+    with torch.device("meta"):
+        base = LlamaForCausalLM(llama().config)
+    with pytest.raises(MissingError, match="q_proj: the base model's weight is on the meta device"):
+        compose(base, folders)
+    assert untouched(base)
+
+
 def untouched(model: Any) -> bool:
     return not any(module._forward_hooks or "hub_router_update" in module._modules for module in model.modules())
 

@@ -57,6 +57,14 @@ def test_a_name_like_no_other_has_no_nearest() -> None:
     assert mismatches(llama(), adapter("a", "zzz"))[0].endswith("the nearest are none")
 
 
+def test_linear_maps_that_cannot_be_adapted() -> None:
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(32, 2), "packed": nn.Linear(32, 32)})
+    model["packed"].weight = nn.Parameter(torch.zeros(32, 32, dtype=torch.int8), requires_grad=False)
+    lines = mismatches(model, adapter("a", "attention.out_proj", "packed"))
+    assert "output map of a torch.nn.MultiheadAttention" in lines[0]
+    assert "weight is torch.int8, expected a floating-point base model" in lines[1]
+
+
 def test_thousands_of_misfits_are_listed_quickly() -> None:
     layers = nn.ModuleList(nn.ModuleDict({name: nn.Linear(2, 2) for name in "qkvogud"}) for _ in range(80))
     wrong = [

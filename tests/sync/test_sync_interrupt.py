@@ -18,16 +18,22 @@ from hub_router.demo.hubfaults import Fault
 from hub_router.store.tables import SyncOutcome, SyncRun
 
 RUN = """
+import hashlib
 import sys
 from pathlib import Path
-from hub_router.lora.facts import inspect
+from hub_router.records import AdapterFacts, ModuleFacts
 from hub_router.store.session import open_store
 from hub_router.sync.run import ClientOptions, SyncRequest, sync
 database, endpoint, cache = sys.argv[1:]
+def inspect(path):
+    # The real one loads torch, which takes longer than all the rest of this process.
+    data = (path / "adapter_model.safetensors").read_bytes()
+    module = ModuleFacts("model.layers.0.self_attn.q_proj", 2, 8, 8, 2.0)
+    return AdapterFacts("LORA", "owner/base", (module,), ("float32",), 32, len(data), hashlib.sha256(data).hexdigest())
 options = ClientOptions(endpoint=endpoint, cache_dir=Path(cache), timeout=20, retries=1, backoff=0.01)
 with open_store(database) as store:
     print("ready", flush=True)
-    print(sync(store, SyncRequest(author="ann", workers=2), inspect, options=options).counts, flush=True)
+    print(sync(store, SyncRequest(author="ann", workers=4), inspect, options=options).counts, flush=True)
 """
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_samples_and_notes_of_a_local_adapter(bench: Bench) -> None:
     assert any(note.startswith("1 lines of test.jsonl left out") for note in notes)
 
 
-@pytest.mark.skipif(__import__("os").geteuid() == 0, reason="root reads every folder")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
 def test_unreadable_folder_is_a_failure_not_a_loss(bench: Bench) -> None:
     top = bench.folder / "many"
     write_adapter(top / "x" / "y")
