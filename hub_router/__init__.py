@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hub_router.compose.build import compose
-    from hub_router.compose.routed import RoutedModel
+    from hub_router.composition.build import compose
+    from hub_router.composition.routed import RoutedModel
     from hub_router.hub import Hub
 
 __all__ = ["Hub", "RoutedModel", "compose"]
@@ -17,8 +17,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Hub": "hub_router.hub",
-    "RoutedModel": "hub_router.compose.routed",
-    "compose": "hub_router.compose.build",
+    "RoutedModel": "hub_router.composition.routed",
+    "compose": "hub_router.composition.build",
 }
 
 

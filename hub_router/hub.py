@@ -21,7 +21,7 @@ from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store, open_store
 
 if TYPE_CHECKING:
-    from hub_router.compose.routed import RoutedModel
+    from hub_router.composition.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
     from hub_router.routing.registry import MethodInfo
     from hub_router.search.ranking import Hit
@@ -252,8 +252,8 @@ class Hub:
             IncompatibleAdaptersError: lists every mismatch.
             MethodError: the method or a setting is unknown or unusable.
         """
-        from hub_router.compose.assemble import stack
-        from hub_router.compose.check import check_fit, empty_model
+        from hub_router.composition.assemble import stack
+        from hub_router.composition.check import check_fit, empty_model
         from hub_router.lora.reader import read_adapter
         from hub_router.routing.registry import create
 
@@ -333,7 +333,7 @@ class Hub:
         Raises:
             NotInCatalogError: no composition of that name, or a member is no longer served.
         """
-        from hub_router.compose.build import compose
+        from hub_router.composition.build import compose
 
         with self.store.read() as session:
             composition = selection.usable(session, name)
@@ -406,7 +406,7 @@ class Hub:
         """Base model and tokenizer by Hub id or folder."""
         import torch
 
-        from hub_router.compose.base_model import load_base
+        from hub_router.composition.base_model import load_base
 
         return load_base(reference, device or ("cuda" if torch.cuda.is_available() else "cpu"))
 

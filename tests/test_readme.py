@@ -1,7 +1,7 @@
 """Every command and every line of Python in the README runs, against a loopback Hub that serves the ids it names.
 
-The Hub's real models are large; here the same ids lead to a tiny Mistral and tiny adapters made by PEFT, and the default
-encoder's id leads to the packaged one. What the README promises about the commands is therefore run as written.
+The Hub's real models are large; here the same ids lead to a tiny Mistral and tiny adapters made by PEFT, and the
+default encoder's id leads to the packaged one. What the README promises about the commands is therefore run as written.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hub_router.routing.registry import METHODS
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BASE = "mistralai/Mistral-7B-v0.1"
+VOCABULARY = ("Review", ":", "a", "warm", ",", "funny", "film", ".", "Is", "it", "positive", "?", "yes", "no")
 
 # Runs README lines in one process, so that torch is imported once. `hub-router` is the program's own entry point.
 DRIVER = """
@@ -62,7 +63,7 @@ def save_mistral(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
-    words = ["<pad>", "<s>", "</s>", "<unk>", *"Review : a warm , funny film . Is it positive ? yes no".split()]
+    words = ["<pad>", "<s>", "</s>", "<unk>", *VOCABULARY]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     torch.manual_seed(0)

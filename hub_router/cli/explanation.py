@@ -11,7 +11,7 @@ import click
 from hub_router.cli.output import Output, printable
 
 if TYPE_CHECKING:
-    from hub_router.compose.explain import Explanation
+    from hub_router.composition.explain import Explanation
 
 # Colours of the 256-colour cube that differ in hue and are legible on dark and on light backgrounds.
 PALETTE = (33, 208, 34, 161, 37, 129, 136, 69, 166, 71, 169, 101)

@@ -53,7 +53,7 @@ def run(invoke: Callable[[list[str]], int], say: Callable[[str], None], keep: Pa
     """Run the demo.
 
     Args:
-        invoke (Callable[[list[str]], int]): runs one ``hub-router`` command line in this process, gives its exit status.
+        invoke (Callable[[list[str]], int]): runs a command line in this process; its exit status.
         say (Callable[[str], None]): prints a line for the user.
         keep (Path | None): folder for the demo's home and downloads, kept afterwards; default a temporary one.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from hub_router.compose.routed import RoutedModel
+from hub_router.composition.routed import RoutedModel
 from hub_router.errors import HubRouterError
 from hub_router.records import Sample
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hub_router.compose.build import compose
-from hub_router.compose.routed import RoutedModel
+from hub_router.composition.build import compose
+from hub_router.composition.routed import RoutedModel
 from hub_router.errors import HubRouterError, MethodError
 from hub_router.evaluate.accuracy import answer, answer_budget, exact_match
 from hub_router.lora.adapter import LoraAdapter

@@ -20,7 +20,7 @@ from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, AdapterS
 
 @dataclass(frozen=True)
 class RepoFields:
-    """A repository as its source describes it now; ``subfolders`` are the folders asked for, the empty one is its top."""
+    """A repository as its source describes it now; ``subfolders`` are the folders asked for, empty for its top."""
 
     source: str
     repo_id: str

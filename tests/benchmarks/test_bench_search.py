@@ -19,7 +19,6 @@ from sqlalchemy import insert
 from hub_router.search import index as search_index
 from hub_router.search.ranking import search
 from hub_router.store.adapters import Filters
-from hub_router.store.features import Embedding, save_embeddings
 from hub_router.store.session import Store, open_store
 from hub_router.store.tables import Adapter, AdapterLabel, EncoderState, Repo, TextEmbedding
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from hub_router.compose.assemble import prepare, stack
-from hub_router.compose.layer import RoutedUpdate
+from hub_router.composition.assemble import prepare, stack
+from hub_router.composition.layer import RoutedUpdate
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.routing.base import Router
 

@@ -21,7 +21,7 @@ from routing_cases import (
     random_factors,
 )
 
-from hub_router.compose.assemble import prepare, stack
+from hub_router.composition.assemble import prepare, stack
 from hub_router.errors import MethodError
 from hub_router.lora.adapter import LoraFactors
 from hub_router.records import Spectrum

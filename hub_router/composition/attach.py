@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hub_router.compose.layer import RoutedUpdate
+from hub_router.composition.layer import RoutedUpdate
 from hub_router.errors import RoutedStateError
 
 CHILD = "hub_router_update"

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from hub_router.compose import artifact
-from hub_router.compose.assemble import make_updates
-from hub_router.compose.attach import attach, detach, need_unrouted, routed_updates
-from hub_router.compose.base_model import base_name, load_model, load_tokenizer
-from hub_router.compose.check import check_fit
-from hub_router.compose.explain import Explanation, explain
-from hub_router.compose.reference import restore_base
-from hub_router.compose.text import generate_texts, stream_text
-from hub_router.compose.trace import Trace, traced
+from hub_router.composition import artifact
+from hub_router.composition.assemble import make_updates
+from hub_router.composition.attach import attach, detach, need_unrouted, routed_updates
+from hub_router.composition.base_model import base_name, load_model, load_tokenizer
+from hub_router.composition.check import check_fit
+from hub_router.composition.explain import Explanation, explain
+from hub_router.composition.reference import restore_base
+from hub_router.composition.text import generate_texts, stream_text
+from hub_router.composition.trace import Trace, traced
 from hub_router.errors import HubRouterError, RoutedStateError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.routing.base import Router

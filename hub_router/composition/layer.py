@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import linear
 from torch.utils.hooks import RemovableHandle
 
-from hub_router.compose.stacked import expert_weights, gate_step
+from hub_router.composition.stacked import expert_weights, gate_step
 from hub_router.routing.base import Merge, Prepared, Router
 
 _STATE = "router_"

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora.arrow import ArrowConfig, create_arrow_model
 from transformers import LlamaForCausalLM
 
-from hub_router.compose.build import compose
+from hub_router.composition.build import compose
 from hub_router.errors import (
     IncompatibleAdaptersError,
     MethodError,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hub_router.compose.attach import routed_updates
+from hub_router.composition.attach import routed_updates
 from hub_router.errors import RoutedStateError
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from hub_router.compose.assemble import Features, make_updates, prepare, stack
-from hub_router.compose.attach import attach, need_unrouted
-from hub_router.compose.base_model import base_name, load_base
-from hub_router.compose.check import check_fit, empty_model
-from hub_router.compose.pool import AdapterSource, read_pool
-from hub_router.compose.routed import RoutedModel
+from hub_router.composition.assemble import Features, make_updates, prepare, stack
+from hub_router.composition.attach import attach, need_unrouted
+from hub_router.composition.base_model import base_name, load_base
+from hub_router.composition.check import check_fit, empty_model
+from hub_router.composition.pool import AdapterSource, read_pool
+from hub_router.composition.routed import RoutedModel
 from hub_router.errors import MissingError
 from hub_router.routing.registry import create
 

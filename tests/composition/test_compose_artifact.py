@@ -13,10 +13,10 @@ from compose_models import llama, prompt_ids
 from safetensors.torch import load_file, save_file
 from transformers import LlamaForCausalLM
 
-from hub_router.compose.artifact import FACTORS, MANIFEST, STATE
-from hub_router.compose.attach import routed_updates
-from hub_router.compose.build import compose
-from hub_router.compose.routed import RoutedModel
+from hub_router.composition.artifact import FACTORS, MANIFEST, STATE
+from hub_router.composition.attach import routed_updates
+from hub_router.composition.build import compose
+from hub_router.composition.routed import RoutedModel
 from hub_router.errors import ArtifactError, IncompatibleAdaptersError, MissingError, RoutedStateError
 from hub_router.lora.reader import read_adapter
 

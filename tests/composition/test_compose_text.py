@@ -12,9 +12,9 @@ import torch
 from compose_models import assert_close, llama, make_tokenizer, opt, prompt_ids, qwen2
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from hub_router.compose.build import compose
-from hub_router.compose.routed import RoutedModel
-from hub_router.compose.text import encode
+from hub_router.composition.build import compose
+from hub_router.composition.routed import RoutedModel
+from hub_router.composition.text import encode
 from hub_router.errors import HubRouterError
 
 PROMPTS = ["Hi", "A much longer prompt, with commas", "mid size"]

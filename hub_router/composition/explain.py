@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from hub_router.compose.text import encode, pad_token
-from hub_router.compose.trace import traced
+from hub_router.composition.text import encode, pad_token
+from hub_router.composition.trace import traced
 
 
 @dataclass(frozen=True, eq=False)

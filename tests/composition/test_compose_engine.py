@@ -12,9 +12,9 @@ from compose_models import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hub_router.compose.assemble import prepare, stack
-from hub_router.compose.layer import RoutedUpdate
-from hub_router.compose.naive import naive_update
+from hub_router.composition.assemble import prepare, stack
+from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.naive import naive_update
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.routing.base import Gates, Prepared, Router

@@ -9,7 +9,7 @@ import pytest
 import torch
 from compose_models import assert_close, llama
 
-from hub_router.compose.build import compose
+from hub_router.composition.build import compose
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False}
 

@@ -10,7 +10,7 @@ import torch
 from compose_models import llama
 from torch import nn
 
-from hub_router.compose.check import check_fit, empty_model
+from hub_router.composition.check import check_fit, empty_model
 from hub_router.errors import IncompatibleAdaptersError, MissingError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 

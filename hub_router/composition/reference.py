@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from transformers.utils import cached_file
 
-from hub_router.compose.attach import routed_updates
-from hub_router.compose.base_model import load_model
+from hub_router.composition.attach import routed_updates
+from hub_router.composition.base_model import load_model
 from hub_router.errors import ArtifactError, MissingError
 
 BUNDLED = "base"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from hub_router.compose.layer import RoutedUpdate
+from hub_router.composition.layer import RoutedUpdate
 from hub_router.errors import MissingError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.bank import AdapterBank, build_bank

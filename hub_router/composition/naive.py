@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hub_router.compose.stacked import dense_weights
+from hub_router.composition.stacked import dense_weights
 from hub_router.lora.bank import ModuleBank
 from hub_router.routing.base import Gates, Merge
 

@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hub_router.compose.assemble import stack
-from hub_router.compose.layer import RoutedUpdate
-from hub_router.compose.reference import describe_base, loose_buffers
+from hub_router.composition.assemble import stack
+from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.reference import describe_base, loose_buffers
 from hub_router.errors import ArtifactError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.bank import ModuleBank

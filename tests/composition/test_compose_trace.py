@@ -9,8 +9,8 @@ import pytest
 import torch
 from compose_models import assert_close, llama, opt, prompt_ids
 
-from hub_router.compose.build import compose
-from hub_router.compose.routed import RoutedModel
+from hub_router.composition.build import compose
+from hub_router.composition.routed import RoutedModel
 from hub_router.errors import RoutedStateError
 
 Q_PROJ = "model.layers.1.self_attn.q_proj"

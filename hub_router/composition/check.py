@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from hub_router.compose.base_model import loading
+from hub_router.composition.base_model import loading
 from hub_router.errors import IncompatibleAdaptersError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 

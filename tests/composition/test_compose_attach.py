@@ -14,8 +14,8 @@ from safetensors import safe_open
 from torch import nn
 from transformers import LlamaForCausalLM, pipeline
 
-from hub_router.compose.attach import attach, detach, routed_updates
-from hub_router.compose.build import compose
+from hub_router.composition.attach import attach, detach, routed_updates
+from hub_router.composition.build import compose
 from hub_router.errors import RoutedStateError
 
 TOKEN_LEVEL = ["uniform", "arrow", "spectr"]
