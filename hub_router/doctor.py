@@ -30,6 +30,7 @@ PACKAGES = (
     *("safetensors", "sentence-transformers", "sqlalchemy", "torch", "transformers"),
 )
 REINSTALL = "pip install --upgrade hub-router"
+OTHER_DATABASE = "name another database with --database-url or --home, or restore a backup"
 LOW_DISK_BYTES = 5_000_000_000
 NAMED = 3  # offenders named in a detail; the rest is counted
 
@@ -92,9 +93,9 @@ def _guarded(name: str, look: Callable[[], Check]) -> Check:
     try:
         return look()
     except HubRouterError as error:
-        return Check(name, "fail", str(error))
+        return Check(name, "fail", str(error), OTHER_DATABASE)
     except (OSError, ImportError) as error:
-        fix = REINSTALL if isinstance(error, ImportError) else ""
+        fix = REINSTALL if isinstance(error, ImportError) else "see to the folder's permissions and free space"
         return Check(name, "fail", f"{type(error).__name__}: {error}", fix)
 
 
@@ -159,7 +160,7 @@ def _database(settings: Settings) -> Check:
     fixes = {
         "behind": "hub-router db upgrade",
         "ahead": REINSTALL,
-        "foreign": "name another database with --database-url or --home",
+        "foreign": OTHER_DATABASE,
     }
     return Check("database", "fail", f"{detail}, this release needs {found.head}", fixes[found.state])
 

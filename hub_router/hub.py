@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hub_router.errors import HubRouterError, UnsupportedAdapterError
+from hub_router.errors import HubRouterError, NotInCatalogError, UnsupportedAdapterError
 from hub_router.progress import SILENT, Progress
 from hub_router.records import AdapterDetails, AdapterRecord, CompositionRecord, IndexSummary
 from hub_router.settings import Settings
@@ -23,6 +23,7 @@ from hub_router.store.session import Store, open_store
 if TYPE_CHECKING:
     from hub_router.composition.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
+    from hub_router.lora.adapter import LoraAdapter
     from hub_router.routing.registry import MethodInfo
     from hub_router.search.ranking import Hit
     from hub_router.sync.run import SyncSummary
@@ -338,14 +339,10 @@ class Hub:
         with self.store.read() as session:
             composition = selection.usable(session, name)
             features = selection.features(session, composition)
+        pool = self._read(composition)
         model, tokenizer = self._base(composition.base_model, device)
         return compose(
-            model,
-            {member.name: member.adapter.path for member in composition.members},
-            composition.method,
-            tokenizer=tokenizer,
-            features=features,
-            **composition.hyperparameters,
+            model, pool, composition.method, tokenizer=tokenizer, features=features, **composition.hyperparameters
         )
 
     def evaluate(
@@ -371,7 +368,6 @@ class Hub:
             Comparison: rows by task, columns by method.
         """
         from hub_router.evaluate.comparison import OWN, compare
-        from hub_router.lora.reader import read_adapter
         from hub_router.routing.registry import create
 
         with self.store.read() as session:
@@ -389,17 +385,28 @@ class Hub:
                 member.name: adapter_queries.samples(session, member.adapter.id, split="test")[:samples]
                 for member in composition.members
             }
+        pool = self._read(composition)
         model, tokenizer = self._base(composition.base_model, device)
-        adapters = [read_adapter(member.adapter.path, member.name) for member in composition.members]
-        return compare(
-            model,
-            tokenizer,
-            adapters,
-            tasks,
-            settings,
-            features=features,
-            progress=self.progress,
-        )
+        return compare(model, tokenizer, pool, tasks, settings, features=features, progress=self.progress)
+
+    @staticmethod
+    def _read(composition: CompositionRecord) -> Sequence[LoraAdapter]:
+        """The members' weights, after a check that the files still hold what was composed."""
+        from hub_router.lora.reader import read_adapter
+
+        pool = [read_adapter(member.adapter.path, member.name) for member in composition.members]
+        changed = [
+            f"  - {member.name}: {member.adapter.path}"
+            for member, adapter in zip(composition.members, pool, strict=True)
+            if adapter.weights_hash != member.weights_hash
+        ]
+        if changed:
+            lines = "\n".join(changed)
+            raise NotInCatalogError(
+                f"adapter files changed since composition {composition.name!r} was stored:\n{lines}\n"
+                f"run hub-router sync on them, then: hub-router compose {composition.name} --replace ..."
+            )
+        return pool
 
     @staticmethod
     def _base(reference: str, device: str | None) -> tuple[Any, Any]:
@@ -431,6 +438,8 @@ class Hub:
             for record in stale:
                 try:
                     adapter = read_adapter(record.path, record.name)
+                    if adapter.weights_hash != record.weights_hash:
+                        raise UnsupportedAdapterError(f"its files changed since; run: hub-router sync {record.ref}")
                     computed = list(spectra(adapter))
                 except (UnsupportedAdapterError, OSError) as error:
                     failed.append((record.ref, str(error)))
@@ -441,11 +450,11 @@ class Hub:
         return len(stale) - len(failed), tuple(failed)
 
 
-def methods() -> list[MethodInfo]:
+def methods() -> Sequence[MethodInfo]:
     """Every routing method with its hyperparameters, in the registry's order."""
-    from hub_router.routing.registry import METHODS, describe
+    from hub_router.routing.registry import describe_all
 
-    return [describe(name) for name in METHODS]
+    return describe_all()
 
 
 def database_status(home: str | Path | None = None, database_url: str | None = None) -> SchemaStatus:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 MAX_NAME = 512
@@ -10,7 +11,7 @@ MAX_NAME = 512
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PREFIX = re.compile(r"^(?:module\.)?(?:base_model\.model\.)+")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.weight)?$")
-_SAVED = re.compile(r"\.(?:modules_to_save|original_module)(?:\.[^.]+)?(?=\.(?:weight|bias)$)")
+_SAVED = re.compile(r"\.original_module(?=\.)|\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?(?=\.)")
 
 # Heads that a sequence or token classifier saves beside its LoRA factors; a language model has none of them.
 HEADS = frozenset({"score", "classifier", "pre_classifier", "classification_head", "qa_outputs", "v_head"})
@@ -45,7 +46,7 @@ def module_path(name: str) -> str:
     """A tensor name without what PEFT and training wrappers put in front of or into the base model's own path.
 
     Args:
-        name (str): tensor name, e.g. ``base_model.model.base_model.model.score.modules_to_save.weight``.
+        name (str): tensor name, e.g. ``base_model.model.score.modules_to_save.default.weight``.
 
     Returns:
         str: e.g. ``score.weight``.
@@ -69,16 +70,17 @@ def parse_factor(name: str) -> FactorKey | None:
     return FactorKey(match["module"], match["factor"]) if match else None
 
 
-def foreign_reason(name: str) -> str | None:
-    """What a tensor belongs to when its name is that of a known format or variant other than linear LoRA.
+def foreign_reason(names: Iterable[str]) -> str | None:
+    """What a file's tensors belong to when a name is that of a known format or variant other than linear LoRA.
 
     Args:
-        name (str): tensor name as stored.
+        names (Iterable[str]): tensor names as stored.
 
     Returns:
         str | None: e.g. ``DoRA (lora_magnitude_vector)``; None where nothing was recognised.
     """
-    return next((reason for pattern, reason in _FOREIGN if pattern.search(name)), None)
+    listed = list(names)
+    return next((reason for pattern, reason in _FOREIGN if any(map(pattern.search, listed))), None)
 
 
 def is_head(name: str) -> bool:

@@ -102,9 +102,9 @@ def _sort(file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, di
 
 def _check_others(file: Path, others: Sequence[str]) -> list[str]:
     """Notes on tensors that are no LoRA factors; refuses those that change what is computed."""
-    reasons = [reason for name in others if (reason := foreign_reason(name))]
-    if reasons:
-        raise UnsupportedAdapterError(f"unsupported: {reasons[0]} in {file.name}")
+    reason = foreign_reason(others)
+    if reason:
+        raise UnsupportedAdapterError(f"unsupported: {reason} in {file.name}")
     replaced = [module_path(name) for name in others if not is_head(name)]
     if replaced:
         raise UnsupportedAdapterError(

@@ -95,15 +95,14 @@ def ids(
     Returns:
         np.ndarray: int64 ``(N,)``, ascending.
     """
-    if among is None:
-        statement = select(Adapter.id).where(Adapter.current.is_(True), *_conditions(filters, statuses))
-        return np.sort(np.array(list(plain(session, statement).scalars()), dtype=np.int64))
-    # As an expression, for SQLite would rather walk through all of the index on current than look up a few ids.
+    # As an expression, for SQLite would rather walk along all of the index on current than look up a few ids or labels.
     current = case((Adapter.current.is_(True), 1), else_=0) == 1
-    found: list[int] = []
-    for chunk in chunks(among):
-        statement = select(Adapter.id).where(Adapter.id.in_(chunk), current, *_conditions(filters, statuses))
-        found += plain(session, statement).scalars()
+    statement = select(Adapter.id).where(current, *_conditions(filters, statuses))
+    if among is None:
+        statements = [statement]
+    else:
+        statements = [statement.where(Adapter.id.in_(chunk)) for chunk in chunks(among)]
+    found = [adapter_id for one in statements for adapter_id in plain(session, one).scalars()]
     return np.sort(np.array(found, dtype=np.int64))
 
 
@@ -207,9 +206,5 @@ def _conditions(filters: Filters | None, statuses: Sequence[str]) -> list[Column
 
 
 def _has_label(kind: str, value: str) -> ColumnElement[bool]:
-    same = and_(
-        AdapterLabel.adapter_id == Adapter.id,
-        AdapterLabel.kind == kind,
-        func.lower(AdapterLabel.value) == value.lower(),
-    )
-    return select(AdapterLabel.adapter_id).where(same).exists()
+    same = and_(AdapterLabel.kind == kind, func.lower(AdapterLabel.value) == value.lower())
+    return Adapter.id.in_(select(AdapterLabel.adapter_id).where(same))

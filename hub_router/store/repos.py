@@ -222,9 +222,9 @@ def refresh_repos(session: Session, repos: Sequence[RepoFields], known: Mapping[
         session.execute(update(Repo).where(Repo.id.in_(back[start : start + CHUNK])).values(state="ok", reason=""))
     if counts:
         downloads, likes = bindparam("now_downloads", type_=BigInteger), bindparam("now_likes", type_=BigInteger)
-        table = Adapter.__table__
-        outdated = or_(table.c.downloads.is_distinct_from(downloads), table.c.likes.is_distinct_from(likes))
-        statement = update(table).where(table.c.repo_pk == bindparam("repo"), table.c.current, outdated)
+        outdated = or_(Adapter.downloads.is_distinct_from(downloads), Adapter.likes.is_distinct_from(likes))
+        statement = update(Adapter).where(Adapter.repo_pk == bindparam("repo"), Adapter.current, outdated)
+        # Through the connection: the session would run it once per repository.
         session.connection().execute(statement.values(downloads=downloads, likes=likes), counts)
 
 

@@ -132,6 +132,8 @@ class HubRun:
                     self._on_adapter(work, folder, value, error)
                 if work.left == 0:
                     self._finish(work)
+                    # Listings of thousands of repositories need not stay in memory until the end.
+                    work.contents = None
                     advance(1)
 
     def _known(self, repo_ids: Sequence[str]) -> dict[str, KnownRepo]:

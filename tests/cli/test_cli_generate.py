@@ -24,7 +24,7 @@ def reference(world: World) -> str:
     """The same text by the Python API, from the folders and without the catalog."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from hub_router.composition.build import compose
+    from hub_router import compose
 
     routed = compose(
         AutoModelForCausalLM.from_pretrained(world.base),

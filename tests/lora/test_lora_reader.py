@@ -149,10 +149,13 @@ def test_all_zero_update_is_usable_with_a_note(tmp_path: Path) -> None:
 
 
 def test_heads_are_noted_but_replaced_base_weights_are_refused(tmp_path: Path) -> None:
-    head = {f"{PREFIX}score.weight": torch.ones(2, 5), f"{PREFIX}classifier.modules_to_save.dense.bias": torch.ones(2)}
+    names = ("score.weight", "classifier.modules_to_save.default.dense.bias")
+    head = {PREFIX + name: torch.ones(2) for name in names}
     adapter = read_adapter(write_adapter(tmp_path / "head", factors() | head))
     assert list(adapter.modules) == ["layers.0.q"]
-    assert any(note.startswith("modules_to_save: score, classifier") for note in adapter.notes)
+    assert [note for note in adapter.notes if "modules_to_save" in note] == [
+        "modules_to_save: classifier.dense, score ignored, a mix has no task head"
+    ]
     for name in ("lm_head.weight", "model.embed_tokens.weight", "model.norm.modules_to_save.default.weight"):
         with pytest.raises(UnsupportedAdapterError, match="replaces base weights") as refusal:
             read_adapter(write_adapter(tmp_path / name, factors() | {PREFIX + name: torch.ones(4)}))
@@ -175,9 +178,7 @@ def test_peft_modules_to_save_is_refused(tmp_path: Path) -> None:
         ({"init_lora_weights": "olora"}, 'init_lora_weights="olora"'),
     ],
 )
-def test_peft_variants_that_are_not_plain_lora_are_refused(
-    tmp_path: Path, config: dict[str, Any], reason: str
-) -> None:
+def test_peft_variants_that_are_not_plain_lora_are_refused(tmp_path: Path, config: dict[str, Any], reason: str) -> None:
     peft_adapter(tmp_path, **config)
     with pytest.raises(UnsupportedAdapterError) as refusal:
         read_adapter(tmp_path)
