@@ -134,14 +134,8 @@ def test_define_refuses_before_anything_is_stored(hub: Hub, zoo: Path) -> None:
 def test_every_mismatch_with_another_base_is_listed(hub: Hub, tmp_path: Path) -> None:
     from transformers import LlamaConfig
 
-    config = {
-        "vocab_size": 32,
-        "hidden_size": 24,
-        "intermediate_size": 40,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    LlamaConfig(**config, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    widths = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaConfig(vocab_size=32, **widths, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
     with pytest.raises(IncompatibleAdaptersError) as caught:
         hub.define("misfit", ["zoo-film", "zoo-plural"], base_model=str(tmp_path))
     modules = sum(len(hub.show(name).spectra) for name in ("zoo-film", "zoo-plural"))

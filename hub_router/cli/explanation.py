@@ -87,7 +87,7 @@ def show_explanation(out: Output, explanation: Explanation) -> None:
 def _coloured(token: str, winner: int | None, strong: bool) -> str:
     """A token in its adapter's colour; new text is bold."""
     colour = None if winner is None else PALETTE[winner % len(PALETTE)]
-    return click.style(printable(token), fg=colour, bold=strong)
+    return click.style(printable(token), fg=colour, bold=strong or None)
 
 
 def _numbered(token: str, winner: int | None) -> str:

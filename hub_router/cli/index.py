@@ -27,4 +27,7 @@ def index(call: Call, encoder: str | None) -> None:
     if summary.failed:
         call.out.table(["not indexed", "reason"], summary.failed)
         click.get_current_context().exit(FAILED)
-    call.out.remark('Next: hub-router search "a task in words"')
+    if summary.embedded or summary.unchanged:
+        call.out.remark('Next: hub-router search "a task in words"')
+    else:
+        call.out.remark("The catalog is empty; add adapters with: hub-router sync OWNER/REPO or a folder")

@@ -183,7 +183,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Se
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for title, to_right in zip(columns, right, strict=True):
         table.add_column(title, justify="right" if to_right else "left", no_wrap=to_right, overflow="fold")
     for row in rows:

@@ -106,7 +106,9 @@ def finish_repo(session: Session, repo: RepoFields, state: str, reason: str = ""
     row = _repo_row(session, repo)
     row.state, row.reason = state, reason
     if state in ("ok", "unsupported"):
-        row.revision = repo.revision
+        # Only now: a run that ended early must not look as if it had covered these folders at this revision.
+        row.revision, row.requested_revision = repo.revision, repo.requested_revision
+        row.requested_subfolders = list(repo.subfolders)
 
 
 def retire_adapters(session: Session, source: str, repo_id: str, subfolders: Sequence[str], reason: str) -> None:
@@ -245,8 +247,6 @@ def _repo_row(session: Session, repo: RepoFields) -> Repo:
     elif row.state in ("missing", "gated", "renamed"):
         row.state, row.reason, row.renamed_to = "failed", "not finished yet", None
     row.author, row.last_modified, row.last_seen = _author(repo.source, repo.repo_id), repo.last_modified, utcnow()
-    row.requested_revision = repo.requested_revision
-    row.requested_subfolders = list(repo.subfolders)
     session.flush()
     return row
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from hub_router.errors import SettingsError, UnreachableError
+from hub_router.errors import MissingError, SettingsError, UnreachableError
 from hub_router.store.known import KnownRepo, repos_of_author, repos_of_base_model
 from hub_router.store.runs import Outcome
 from hub_router.store.session import Store
@@ -111,7 +111,7 @@ def make_plan(store: Store, client: HubClient, request: SyncRequest) -> Plan:
     Raises:
         SettingsError: the request is empty or malformed.
         ManifestError: the collection is malformed.
-        HubError: a listing cannot be read, or the Hub is needed and ``HF_HUB_OFFLINE`` is set.
+        HubError: a listing cannot be read or is empty, or the Hub is needed and ``HF_HUB_OFFLINE`` is set.
     """
     _check(request)
     plan = Plan()
@@ -166,25 +166,36 @@ def _add_author(
     prefix = f"{author}/{manifest.prefix}".lower() if manifest else ""
     # The Hub cannot filter by prefix, so with one its limit would count repositories that are not wanted.
     pages = client.list_repos(author=author, limit=None if prefix else request.limit)
-    for info in _listed(plan, pages, request.limit, prefix):
+    found = list(_listed(plan, pages, request.limit, prefix))
+    for info in found:
         wanted = _from_listing(info, request)
         if manifest:
             wanted = replace(wanted, task=_task(manifest, info.id), base_model=manifest.base_model)
         _add_listed(plan, wanted)
+    known: list[KnownRepo] = []
     if request.limit is None:
         with store.read() as session:
-            known = repos_of_author(session, author)
-        _add_unlisted(plan, [repo for repo in known if repo.repo_id.lower().startswith(prefix)])
+            known = [repo for repo in repos_of_author(session, author) if repo.repo_id.lower().startswith(prefix)]
+    _add_unlisted(plan, known)
+    if not (found or known or plan.faults):
+        raise MissingError(f"the Hub lists no repository {prefix or author + '/'}...; check the spelling")
 
 
 def _add_base_model(plan: Plan, store: Store, client: HubClient, request: SyncRequest, base_model: str) -> None:
     pages = client.list_repos(tag=f"base_model:adapter:{base_model}", limit=request.limit)
-    for info in _listed(plan, pages, request.limit):
+    found = list(_listed(plan, pages, request.limit))
+    for info in found:
         _add_listed(plan, _from_listing(info, request))
+    known: list[KnownRepo] = []
     if request.limit is None:
         with store.read() as session:
             known = repos_of_base_model(session, base_model)
-        _add_unlisted(plan, known)
+    _add_unlisted(plan, known)
+    if not (found or known or plan.faults):
+        raise MissingError(
+            f"the Hub lists no adapter of {base_model}; check the spelling, or sync adapters that do not name their "
+            "base model by author, id or collection"
+        )
 
 
 def _listed(

@@ -48,7 +48,7 @@ def sync(
     Raises:
         SettingsError: the request is empty or malformed.
         ManifestError: the collection is malformed.
-        HubError: a listing cannot be read, or the Hub is needed and ``HF_HUB_OFFLINE`` is set.
+        HubError: a listing cannot be read or is empty, or the Hub is needed and ``HF_HUB_OFFLINE`` is set.
     """
     began = time.monotonic()
     client = HubClient(options or ClientOptions())

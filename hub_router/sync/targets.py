@@ -72,8 +72,12 @@ def parse_target(given: str | Path, revision: str | None = None) -> Target:
     """
     text = os.fspath(given)
     looks_local = isinstance(given, Path) or text.startswith((".", "~")) or Path(text).is_absolute()
-    if text and (looks_local or Path(text).is_dir()):
-        return LocalTarget(Path(text).expanduser().resolve())
+    try:
+        if text and (looks_local or Path(text).is_dir()):
+            return LocalTarget(Path(text).expanduser().resolve())
+    # A name longer than the file system allows, an unknown ~user, a NUL character.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise SettingsError(f"target {text!r} cannot be a folder: {error}; {_EXPECTED}") from error
     return parse_repo(text, revision)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from importlib import import_module
 from pathlib import Path
@@ -229,14 +232,25 @@ def test_ctrl_c_in_a_real_process_is_status_130(tmp_path: Path) -> None:
         text=True,
         env=environment,
     )
+    assert process.stdin is not None
     try:
-        time.sleep(2)
+        process.stdin.write("a prompt")
+        process.stdin.flush()
+        deadline = time.monotonic() + 60
+        while _unread(process.stdin.fileno()):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=30)
     finally:
         process.kill()
     assert (process.returncode, out) == (130, "")
     assert err.strip() == "Interrupted: the catalog is unchanged."
+
+
+def _unread(pipe: int) -> int:
+    """Bytes in a pipe that its reader has not taken yet."""
+    return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
 
 
 def test_a_reader_that_stops_early_is_not_an_error(tmp_path: Path) -> None:

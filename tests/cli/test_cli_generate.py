@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from cli_world import TASKS, Run, World
 
-from hub_router.cli.explanation import winners
+from hub_router.cli.explanation import PALETTE, show_explanation, winners
+from hub_router.cli.output import Output
 
 PROMPT = TASKS["colours"][3]
 
@@ -87,6 +89,28 @@ def test_explain_without_colours_numbers_the_tokens(run: Run, run_json: Callable
     prompt_and_answer = shown[: shown.index("\n\n")]
     assert re.findall(r"\[(\d)\]", prompt_and_answer) == expected
     assert re.search(r"#  adapter +tokens won +mean weight", shown)
+
+
+def test_explain_on_a_terminal_colours_each_token_by_its_winner(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from hub_router.composition.explain import Explanation
+
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    weights = torch.tensor([[0.75, 0.25], [0.25, 0.75], [0.0, 0.0]])
+    explanation = Explanation(("one", " two", "\x1b[2J"), 1, weights, ("first", "second"), " two")
+    monkeypatch.delenv("NO_COLOR")
+    show_explanation(Output(), explanation)
+    shown = capsys.readouterr().out
+    first, second = (f"\x1b[38;5;{colour}m" for colour in PALETTE[:2])
+    assert f"Prompt: {first}one\x1b[0m\nAnswer: {second}\x1b[1m two\x1b[0m\x1b[1m\\x1b[2J\x1b[0m" in shown
+    assert f"Colours: {first}first\x1b[0m  {second}second\x1b[0m" in shown
+    monkeypatch.setenv("NO_COLOR", "1")
+    show_explanation(Output(), explanation)
+    assert "Prompt: one[0]\nAnswer:  two[1]\\x1b[2J\n" in capsys.readouterr().out
 
 
 def test_winners() -> None:

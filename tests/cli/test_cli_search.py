@@ -68,6 +68,11 @@ def test_index_reports_an_adapter_whose_file_is_gone(run: Run, world: Any, tmp_p
     assert "gone" in done.stdout
 
 
+def test_index_of_an_empty_catalog_says_how_to_fill_it(run: Run, tmp_path: Any) -> None:
+    done = run("index", "--encoder", "offline", "--database-url", f"sqlite:///{tmp_path / 'new.db'}")
+    assert "hub-router sync" in done.stderr
+
+
 def test_index_with_an_encoder_that_is_not_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("index", "--encoder", "/no/such/encoder", status=1)
     assert "--encoder" in done.stderr

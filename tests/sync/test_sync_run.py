@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import select
 from sync_world import CARD, Bench, outcomes, reasons, write_adapter
 
-from hub_router.errors import SettingsError, UnreachableError
+from hub_router.demo.hubfaults import Fault
+from hub_router.errors import MissingError, SettingsError, UnreachableError
 from hub_router.lora.facts import inspect
 from hub_router.store.tables import (
     Adapter,
@@ -265,6 +266,26 @@ def test_revision_that_does_not_exist_changes_nothing(bench: Bench) -> None:
     assert outcomes(summary) == {"ann/one": "missing"}
     assert reasons(summary) == "ann/one: no such revision: nope"
     assert bench.rows() == {"ann/one": ("ready", "")}
+
+
+def test_wider_request_cut_short_is_not_taken_for_done(bench: Bench) -> None:
+    for name in ("x", "y/1", "y/2"):
+        bench.repo(f"ann/many/{name}", seed=len(name))
+    bench.sync("ann/many/x")
+    bench.hub.faults.add(Fault("/y/2/adapter_model", status=503))
+    assert outcomes(bench.sync("ann/many/y"))["ann/many/y/2"] == "failed"
+    bench.hub.faults.clear()
+    assert outcomes(bench.sync("ann/many/y")) == {
+        **dict.fromkeys(("ann/many/x", "ann/many/y/1"), "unchanged"),
+        "ann/many/y/2": "added",
+    }
+
+
+def test_listing_without_anything_is_an_error(bench: Bench) -> None:
+    with pytest.raises(MissingError, match=r"no repository nobody/\.\.\."):
+        bench.sync(author="nobody")
+    with pytest.raises(MissingError, match="no adapter of owner/else"):
+        bench.sync(base_model="owner/else")
 
 
 def test_limit_takes_the_most_downloaded(bench: Bench) -> None:

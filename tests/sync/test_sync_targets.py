@@ -46,6 +46,12 @@ def test_repetitions_count_once() -> None:
     assert parse_targets(["a/b", "a/b", "a/b/c"]) == (HubTarget("a/b"), HubTarget("a/b", "c"))
 
 
+def test_text_that_no_file_system_takes_is_refused_politely() -> None:
+    for text in ("a/" + "x" * 5000, "~nobody-of-that-name/x", "./a\0b"):
+        with pytest.raises(SettingsError, match="expected owner/repo"):
+            parse_target(text)
+
+
 def test_every_malformed_target_is_named_in_one_error() -> None:
     with pytest.raises(SettingsError) as raised:
         parse_targets(["plain", "a/b@", "a/b/../c", "a/b", "a b/c", ""])
