@@ -6,6 +6,7 @@ Every check looks and changes nothing. A check that cannot be made is a failed o
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ REINSTALL = "pip install --upgrade hub-router"
 OTHER_DATABASE = "name another database with --database-url or --home, or restore a backup"
 LOW_DISK_BYTES = 5_000_000_000
 NAMED = 3  # offenders named in a detail; the rest is counted
+IN_COMMAND = 20  # adapters that a command to copy names
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,8 @@ def _token() -> Check:
 
 def _encoder(settings: Settings, encoder: str | None) -> Check:
     """Whether the sentence encoder lies here; looks for it without loading it."""
+    from huggingface_hub import is_offline_mode
+
     from hub_router.search.encoder import DEFAULT_ENCODER, OFFLINE_ENCODER, locate
 
     name = encoder or _indexed_encoder(settings) or DEFAULT_ENCODER
@@ -209,6 +213,8 @@ def _encoder(settings: Settings, encoder: str | None) -> Check:
         return Check("encoder", "fail", str(error), other)
     if folder is not None:
         return Check("encoder", "ok", f"{name}, in {folder}")
+    if is_offline_mode():
+        return Check("encoder", "fail", f"{name} is not on this machine, and offline mode forbids its download", other)
     return Check("encoder", "warn", f"{name} is not on this machine, the first index downloads it", other)
 
 
@@ -344,7 +350,8 @@ def _compositions(session: Session) -> Check:
 
 
 def _sync_command(refs: Iterable[str]) -> str:
-    return f"hub-router sync {_some(list(refs)).replace(', ', ' ')}"
+    every = list(refs)
+    return f"hub-router sync {shlex.join(every[:IN_COMMAND])}{' ...' if len(every) > IN_COMMAND else ''}"
 
 
 def _some(names: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def world(template: Path, tmp_path: Path) -> Path:
-    """A copy that a test may break; its catalog still names the template's folders until ``moved`` rewrites them."""
+    """A copy that a test may break, with the paths in its catalog rewritten."""
     top = Path(shutil.copytree(template, tmp_path / "world"))
     with sqlite3.connect(top / "home" / "catalog.db") as database:
         database.execute("update adapters set path = replace(path, ?, ?)", (str(template), str(top)))
@@ -169,14 +169,17 @@ def test_a_search_index_that_cannot_be_used_is_named_and_rebuilt(world: Path, da
     assert faults(world) == {}
 
 
-def test_a_run_that_was_cut_short(world: Path) -> None:
+def test_a_run_that_was_cut_short_is_finished_by_the_same_request(world: Path) -> None:
+    with Hub(world / "home") as hub:
+        hub.sync(world / "adapters", workers=2)
     with sqlite3.connect(world / "home" / "catalog.db") as database:
-        request = json.dumps({"targets": ["owner/repo"]})
-        database.execute("insert into sync_runs (request, started_at) values (?, '2025-01-01')", (request,))
+        database.execute("update sync_runs set finished_at = null where id = (select max(id) from sync_runs)")
     assert set(faults(world)) == {"sync"}
-    with sqlite3.connect(world / "home" / "catalog.db") as database:
-        row = (request, "2025-01-02", "2025-01-02")
-        database.execute("insert into sync_runs (request, started_at, finished_at) values (?, ?, ?)", row)
+    with Hub(world / "home") as hub:
+        hub.sync(world / "adapters" / "greeting")
+    assert set(faults(world)) == {"sync"}
+    with Hub(world / "home") as hub:
+        hub.sync(world / "adapters", workers=3)
     assert faults(world) == {}
 
 
@@ -230,6 +233,18 @@ def test_an_encoder_that_is_not_here(world: Path, encoder: str, ok: str) -> None
     found = examine(world, encoder)["encoder"]
     assert found.ok == ok
     assert "hub-router[offline]" in found.fix
+
+
+def test_an_encoder_that_offline_mode_forbids_to_download(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert examine(world, "nobody/such-model")["encoder"].ok == "fail"
+
+
+def test_the_command_that_mends_many_can_be_copied(world: Path) -> None:
+    for name in ADAPTERS:
+        (world / "adapters" / name / "adapter_config.json").unlink()
+    command = shlex.split(faults(world)["adapters"].fix)
+    assert command == ["hub-router", "sync", *(str(world / "adapters" / name) for name in sorted(ADAPTERS))]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -82,7 +82,7 @@ def human(value: Any) -> str:
     Returns:
         str: one line of text.
     """
-    if value is None or value == "" or value == ():
+    if value is None or (isinstance(value, (str, tuple, list)) and not value):
         return "-"
     if isinstance(value, float):
         return f"{value:.3f}"

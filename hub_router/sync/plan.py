@@ -41,11 +41,13 @@ class SyncRequest:
     dry_run: bool = False
 
     def as_dict(self) -> dict[str, object]:
-        """The request as JSON values."""
+        """What was asked for as JSON values, without how it was to be done."""
         texts = {"targets": [str(target) for target in self.targets]}
         if self.collection is not None:
             texts["collection"] = [str(self.collection)]
-        return {**vars(self), **texts}
+        # Two runs that differ in these ask for the same, so one finishes what the other began.
+        asked = {name: value for name, value in vars(self).items() if name not in ("workers", "dry_run")}
+        return {**asked, **texts}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_control_characters_are_shown_and_not_sent(text: str, shown: str) -> Non
 
 @pytest.mark.parametrize(
     ("value", "cell"),
-    [(None, "-"), ("", "-"), ((), "-"), (0.12345, "0.123"), ((4, 8), "4, 8"), ("a\n b", "a b"), (0, "0")],
+    [(None, "-"), ("", "-"), ((), "-"), ([], "-"), (0.12345, "0.123"), ((4, 8), "4, 8"), ("a\n b", "a b"), (0, "0")],
 )
 def test_cells(value: object, cell: str) -> None:
     assert human(value) == cell
