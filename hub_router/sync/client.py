@@ -19,14 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-import filelock
 import httpx2
 from huggingface_hub import constants, hf_hub_download, is_offline_mode
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, get_session, hf_raise_for_status, silent_tqdm
 
 from hub_router.errors import HubError, UnreachableError
-from hub_router.sync.failures import HELD_BACK, UNEXPECTED, Refusal, TooManyAttempts, diagnose
+from hub_router.sync.failures import HELD_BACK, UNEXPECTED, Refusal, TooManyAttempts, diagnose, gated
 from hub_router.sync.hubrecords import RepoInfo, TreeFile, parse_repo_info, parse_tree_file
 
 T = TypeVar("T")
@@ -189,7 +189,7 @@ class HubClient:
         return files
 
     def check_access(self, repo_id: str, sha: str, path: str) -> None:
-        """Asks for the headers of a file, which a gated repository refuses.
+        """Asks a gated repository for the headers of a file, which it refuses to those without access.
 
         Args:
             repo_id (str): ``owner/repo``.
@@ -201,7 +201,17 @@ class HubClient:
             HubError: as for :meth:`repo_info`.
         """
         url = f"{self._endpoint}/{repo_id}/resolve/{sha}/{quote(path)}"
-        self._retrying(repo_id, lambda: self._request("HEAD", url, None, follow_redirects=False))
+
+        def attempt() -> None:
+            try:
+                self._request("HEAD", url, None, follow_redirects=False)
+            except HfHubHTTPError as error:
+                # Mirrors refuse without the Hub's error code; a token that is no longer valid is another matter.
+                if error.response.status_code in (401, 403) and "credentials" not in str(error):
+                    raise gated(repo_id, self._endpoint, self.has_token) from error
+                raise
+
+        self._retrying(repo_id, attempt)
 
     def download(self, repo_id: str, sha: str, path: str) -> Path:
         """A file in the Hub cache, downloaded unless it is there; its contents are not checked.
@@ -250,7 +260,7 @@ class HubClient:
             try:
                 with WeakFileLock(lock, timeout=0.01):
                     half.unlink(missing_ok=True)
-            except filelock.Timeout:
+            except TimeoutError:
                 continue
 
     def _pages(self, path: str, params: Mapping[str, Any], what: str) -> Iterator[list[Any]]:

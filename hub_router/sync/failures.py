@@ -108,8 +108,7 @@ def diagnose(what: str, error: BaseException, endpoint: str, has_token: bool) ->
         return Failure(UnreachableError(f"{what}: HF_HUB_OFFLINE is set, so the Hub is not asked"))
     # A gated repository's error is a subclass of a missing one's.
     if isinstance(error, GatedRepoError):
-        hint = "the token has no access" if has_token else "no token was sent, set HF_TOKEN"
-        return Failure(GatedError(f"gated: accept its licence at {endpoint}/{what.split(':')[0]} ({hint})"))
+        return Failure(gated(what.split(":")[0], endpoint, has_token))
     if isinstance(error, DisabledRepoError):
         return Failure(MissingError(f"{what}: disabled by the Hub"))
     if isinstance(error, RevisionNotFoundError):
@@ -121,6 +120,21 @@ def diagnose(what: str, error: BaseException, endpoint: str, has_token: bool) ->
     if isinstance(error, HfHubHTTPError):
         return _status(what, error, has_token)
     return _broken(what, error, endpoint)
+
+
+def gated(repo_id: str, endpoint: str, has_token: bool) -> GatedError:
+    """The error for a repository that lets this user not in.
+
+    Args:
+        repo_id (str): ``owner/repo``.
+        endpoint (str): URL of the Hub.
+        has_token (bool): whether a token was sent.
+
+    Returns:
+        GatedError: says what helps.
+    """
+    hint = "the token has no access" if has_token else "no token was sent, set HF_TOKEN"
+    return GatedError(f"gated: accept its licence at {endpoint}/{repo_id} ({hint})")
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:

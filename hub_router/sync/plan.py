@@ -42,12 +42,10 @@ class SyncRequest:
 
     def as_dict(self) -> dict[str, object]:
         """What was asked for as JSON values, without how it was to be done."""
-        texts = {"targets": [str(target) for target in self.targets]}
-        if self.collection is not None:
-            texts["collection"] = [str(self.collection)]
+        collection = str(self.collection) if self.collection is not None else None
         # Two runs that differ in these ask for the same, so one finishes what the other began.
         asked = {name: value for name, value in vars(self).items() if name not in ("workers", "dry_run")}
-        return {**asked, **texts}
+        return {**asked, "targets": [str(target) for target in self.targets], "collection": collection}
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,10 @@
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-# huggingface_hub reads these once, when it is imported.
-os.environ |= {
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_XET": "1",
-    "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-    "NO_PROXY": "*",
-}
-for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_ENDPOINT"):
-    os.environ.pop(name, None)
 
 
 @pytest.fixture(scope="session")

@@ -16,14 +16,14 @@ from hub_router.sync.base_model import resolve_base_model
             "meta-llama/Llama-2-7b-chat-hf",
         ),
         ("C:\\hub\\models--a--b-c\\snapshots\\1", (), "a/b-c"),
-        ("/root/autodl-tmp/models/Qwen2.5-3B", ("Qwen/Qwen2.5-3B",), "Qwen/Qwen2.5-3B"),
-        ("/root/autodl-tmp/models/Qwen2.5-3B", (), None),
+        ("/data/models/Qwen2.5-3B", ("Qwen/Qwen2.5-3B",), "Qwen/Qwen2.5-3B"),
+        ("/data/models/Qwen2.5-3B", (), None),
         ("./llama", (), None),
         ("phi-2", (), "phi-2"),
         ("phi-2", ("microsoft/phi-2",), "microsoft/phi-2"),
         ("", ("not an id", "a/b", "c/d"), "a/b"),
         (None, (), None),
-        ("base_model:adapter:/root/x", (), None),
+        ("base_model:adapter:/data/x", (), None),
     ],
 )
 def test_base_model_of(stated: str | None, card: tuple[str, ...], expected: str | None) -> None:

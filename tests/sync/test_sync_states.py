@@ -65,6 +65,22 @@ def test_gated_repository_without_token_is_asked_once(bench: Bench) -> None:
     assert len(bench.asked()) == 1
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_gated_repository_of_a_mirror_that_names_no_error_code(bench: Bench, status: int) -> None:
+    bench.repo("ann/closed")
+    bench.hub.gated["ann/closed"] = set()
+    bench.hub.faults.add(Fault("/resolve/", status=status))
+    assert outcomes(bench.sync(author="ann")) == {"ann/closed": "gated"}
+
+
+def test_gated_repository_of_many_adapters_is_asked_for_one_file(bench: Bench) -> None:
+    for name in ("x", "y", "z"):
+        bench.repo(f"ann/many/{name}")
+    bench.hub.gated["ann/many"] = set()
+    assert outcomes(bench.sync("ann/many")) == {"ann/many": "gated"}
+    assert sum("/resolve/" in entry for entry in bench.asked()) == 1
+
+
 def test_gated_repository_opens_with_a_token(bench: Bench) -> None:
     bench.repo("ann/closed")
     bench.hub.gated["ann/closed"] = {"good"}
@@ -164,7 +180,7 @@ def test_paths_that_leave_the_repository_are_never_written(bench: Bench) -> None
     assert repo is not None
     entries = [file.tree_entry() for file in repo.files.values()]
     evil = [{**entry, "path": f"../../evil/{entry['path']}"} for entry in entries]
-    evil += [{**entry, "path": f"/tmp/evil/{entry['path']}"} for entry in entries]
+    evil += [{**entry, "path": f"/evil-elsewhere/{entry['path']}"} for entry in entries]
     bench.hub.faults.add(Fault("/tree/", status=200, body=json.dumps(entries + evil).encode()))
     assert outcomes(bench.sync("ann/one")) == {"ann/one": "added"}
     assert not any("evil" in entry for entry in bench.asked())
@@ -175,7 +191,7 @@ def test_paths_that_leave_the_repository_are_never_written(bench: Bench) -> None
     summary = bench.sync("ann/two")
     assert outcomes(summary) == {"ann/two": "unsupported"}
     assert "8 unsafe paths ignored" in reasons(summary)
-    assert not Path("/tmp/evil").exists()
+    assert not Path("/evil-elsewhere").exists()
 
 
 def test_malformed_entries_of_a_listing_cost_only_themselves(bench: Bench) -> None:
