@@ -18,7 +18,7 @@ MAX_CONFIG_BYTES = 1_000_000
 MAX_RANK = 1_000_000
 MAX_ALPHA = 1e6
 MAX_PATTERNS = 10_000
-MAX_REPEATS = 4
+MAX_REPEATS = 3
 MAX_GROUPS = 3
 PEFT_DEFAULT_ALPHA = 8
 
@@ -139,7 +139,8 @@ def read_config(folder: Path) -> AdapterConfig:
     if "lora_alpha" not in fields:
         notes.append(f"{CONFIG_FILE} states no lora_alpha: PEFT's default {PEFT_DEFAULT_ALPHA} taken")
     unknown = sorted(key for key in fields if key.startswith("use_") and key not in _KNOWN_USES and fields[key])
-    notes += [f"{CONFIG_FILE}: unknown option {key!r} ignored" for key in unknown]
+    if unknown:
+        notes.append(f"{CONFIG_FILE}: unknown options {_short(unknown)} ignored")
     return AdapterConfig(
         base_model=_optional_text(fields, "base_model_name_or_path"),
         r=_rank("r", fields["r"]) if "r" in fields else None,

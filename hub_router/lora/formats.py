@@ -8,6 +8,8 @@ CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"
 BIN_FILE = "adapter_model.bin"
 
+# The length field alone of a safetensors file.
+_SHORTEST_WEIGHTS = 8
 _MAGIC = (
     (b"version https://git-lfs", "a Git LFS pointer, the file itself was not downloaded"),
     (b"\x00\x05\x16\x07", "macOS AppleDouble metadata, not the file that its name says"),
@@ -45,6 +47,8 @@ def describe_file(path: Path) -> str | None:
         head = file.read(64)
     if not head:
         return "an empty file"
+    if len(head) < _SHORTEST_WEIGHTS and path.suffix != ".json":
+        return f"a file of only {len(head)} bytes"
     start = head.lstrip().lower()
     for magic, meaning in _MAGIC:
         if head.startswith(magic) or start.startswith(magic):
@@ -59,9 +63,11 @@ def describe_folder(folder: Path) -> str | None:
         folder (Path): an existing folder.
 
     Returns:
-        str | None: e.g. ``MLX-LM weights (adapters.safetensors)``; None where nothing was recognised.
+        str | None: e.g. ``MLX-LM weights (adapters.safetensors)``, and what that file is where it is damaged; None
+        where nothing was recognised.
     """
     for name, meaning in _FOLDERS:
         if (folder / name).is_file():
-            return meaning
+            what = describe_file(folder / name)
+            return f"{meaning}, itself {what}" if what else meaning
     return None

@@ -14,6 +14,7 @@ AMBIGUOUS = 1e-4
 
 # Gram matrices square the condition: a value below this share of |A|_F |B|_F keeps fewer than 5 digits.
 _GRAM_SHARE = 1e-5
+_BLOCK = 1024
 # Rounding of float64 sums: a product that is zero on paper comes out below this share of |A|_F |B|_F.
 _ZERO_SHARE = 1e-14
 
@@ -59,20 +60,17 @@ def spectrum(module: str, factors: LoraFactors) -> Spectrum:
         Spectrum: r values, padded with zeros where r exceeds a width. The vector's largest component is positive; it
         is None where B A is zero, and ``ambiguous`` where the two largest values agree to 1e-4 of the larger.
     """
-    with torch.no_grad():
-        A, B = factors.A.to(torch.float64), factors.B.to(torch.float64)
-        values, mixing = _by_gram(A, B) or _by_qr(A, B)  # [k], [r]
-        direction = None if mixing is None else A.T @ torch.from_numpy(mixing).to(A.device)  # [D_in]
-    scaled = values * abs(factors.scaling)
+    A, B = _as_numpy(factors.A), _as_numpy(factors.B)
+    values, mixing = _by_gram(A, B) or _by_qr(A, B)  # [k], [r]
     padded = np.zeros(factors.rank, dtype=np.float32)  # [r]
-    if direction is None or factors.scaling == 0.0:
+    if mixing is None or factors.scaling == 0.0:
         return Spectrum(module, padded, None, ambiguous=False)
-    padded[: len(scaled)] = scaled
-    vector = direction.to(torch.float32).cpu().numpy()
-    if -vector.min() > vector.max():
-        vector = -vector
-    ambiguous = len(scaled) > 1 and scaled[0] - scaled[1] <= AMBIGUOUS * scaled[0]
-    return Spectrum(module, padded, vector, bool(ambiguous))
+    padded[: len(values)] = values * abs(factors.scaling)
+    direction = (mixing @ A.astype(np.float64)).astype(np.float32)  # [D_in]
+    if -direction.min() > direction.max():
+        direction = -direction
+    ambiguous = len(values) > 1 and values[0] - values[1] <= AMBIGUOUS * values[0]
+    return Spectrum(module, padded, direction, bool(ambiguous))
 
 
 def spectra(adapter: LoraAdapter) -> Iterator[Spectrum]:
@@ -88,14 +86,33 @@ def spectra(adapter: LoraAdapter) -> Iterator[Spectrum]:
         yield spectrum(module, factors)
 
 
-def _by_gram(A: torch.Tensor, B: torch.Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+def _as_numpy(factor: torch.Tensor) -> np.ndarray:
+    """A factor as float32 or float64 on the CPU, without a copy where it is that already."""
+    wide = torch.promote_types(factor.dtype, torch.float32)
+    return factor.detach().to(device="cpu", dtype=wide).numpy()
+
+
+def _gram(tall: np.ndarray) -> np.ndarray:
+    """``tall^T tall`` in float64, ``(r, r)``, from blocks of rows.
+
+    Blocks stay in the cache, never need a float64 copy of the factor, and are too small for a BLAS to spread over
+    threads, which would cost more than it saves and much more on a busy machine.
+    """
+    total = np.zeros((tall.shape[1], tall.shape[1]))
+    for start in range(0, tall.shape[0], _BLOCK):
+        block = tall[start : start + _BLOCK].astype(np.float64)
+        total += block.T @ block
+    return total
+
+
+def _by_gram(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Values and the mixing m of the direction A^T m, from ``A A^T`` and ``B^T B``; None where those lose digits.
 
     With ``B^T B = X X^T``, ``(B A)^T (B A) = (X^T A)^T (X^T A)``: the squared values are the eigenvalues of
     ``X^T A A^T X``, and ``A^T X w / sigma_1`` the right singular vector, w the leading eigenvector.
     """
     kept = min(A.shape[0], A.shape[1], B.shape[0])
-    gram_A, gram_B = ((factor @ factor.T).cpu().numpy() for factor in (A, B.T))  # [r, r]
+    gram_A, gram_B = _gram(A.T), _gram(B)
     shares, turned = np.linalg.eigh(gram_B)
     X = turned * np.sqrt(np.maximum(shares, 0.0))  # [r, r]
     squares, W = np.linalg.eigh(X.T @ gram_A @ X)  # ascending
@@ -106,9 +123,11 @@ def _by_gram(A: torch.Tensor, B: torch.Tensor) -> tuple[np.ndarray, np.ndarray] 
     return values, X @ (W[:, -1] / values[0])
 
 
-def _by_qr(A: torch.Tensor, B: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-    """Values and the mixing m of the direction A^T m, from the triangular factors of A^T and B; None for a zero B A."""
-    R_A, R_B = (torch.linalg.qr(factor, mode="r").R.cpu().numpy() for factor in (A.T, B))  # [k_A, r], [k_B, r]
+def _by_qr(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Values and the mixing m of the direction A^T m, from triangular factors of A^T and B; None for a zero B A."""
+    R_A, R_B = (
+        torch.linalg.qr(torch.from_numpy(tall).to(torch.float64), mode="r").R.numpy() for tall in (A.T, B)
+    )  # [k_A, r], [k_B, r]
     X, values, _ = np.linalg.svd(R_B @ R_A.T, full_matrices=False)
     if values[0] <= _ZERO_SHARE * np.linalg.norm(R_A) * np.linalg.norm(R_B):
         return values, None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from hub_router.lora.formats import BIN_FILE, SAFETENSORS_FILE, describe_file, d
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+_MAX_PICKLE = 1 << 24
 _BLOCKED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
@@ -96,7 +99,8 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a ``torch.save`` file, read by the unpickler that knows nothing but tensors and containers."""
-    archive = zipfile.is_zipfile(path)
+    with path.open("rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"
     try:
         if archive:
             _check_archive(path)
@@ -158,21 +162,32 @@ def _check_dense(path: Path, name: str, tensor: torch.Tensor) -> None:
 
 def _foreign_globals(path: Path, archive: bool) -> list[str]:
     """Importable names in a pickle that are neither torch's nor containers, found without executing it."""
-    if archive:
+    stream = io.BytesIO(_pickle_bytes(path, archive))
+    # A torch file from before zip archives is several pickles in a row, the tensors' being the fourth.
+    found = [name for _ in range(1 if archive else 5) for name in _globals_in(stream)]
+    return [name for name in found if not name.startswith(("torch.", "collections.OrderedDict"))]
+
+
+def _pickle_bytes(path: Path, archive: bool) -> bytes:
+    """The start of the pickle in a torch file; nothing where the archive is too damaged to say."""
+    if not archive:
+        with path.open("rb") as file:
+            return file.read(_MAX_PICKLE)
+    try:
         with zipfile.ZipFile(path) as file:
-            name = next((entry for entry in file.namelist() if entry.endswith("/data.pkl")), None)
-            data = file.read(name) if name else b""
-    else:
-        data = path.read_bytes()
-    return [found for found in _globals_in(data) if not found.startswith(("torch.", "collections.OrderedDict"))]
+            name = next(entry for entry in file.namelist() if entry.endswith("data.pkl"))
+            with file.open(name) as member:
+                return member.read(_MAX_PICKLE)
+    except (zipfile.BadZipFile, zlib.error, EOFError, StopIteration, ValueError, RuntimeError, OSError):
+        return b""
 
 
-def _globals_in(data: bytes) -> Iterator[str]:
-    """``module.name`` of each import in a pickle, up to where it stops being one."""
+def _globals_in(stream: io.BytesIO) -> Iterator[str]:
+    """``module.name`` of each import in the pickle at the stream's place, up to where it stops being one."""
     texts: list[str] = []
     memo: dict[object, str] = {}
     try:
-        for opcode, argument, _ in pickletools.genops(data):
+        for opcode, argument, _ in pickletools.genops(stream):
             if opcode.name in ("GLOBAL", "INST"):
                 yield str(argument).replace(" ", ".")
             elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:

@@ -3,7 +3,7 @@
 An index is a folder that is never changed once ``current.json`` names it; that file is replaced atomically and says
 which generation of the encoder's embeddings the folder holds. Two processes may build at once: each publishes a whole
 folder, and the later one stays. Small catalogs are scanned exactly. Large ones are searched in the nearest cells of an
-inverted file (``IndexIVFFlat``) that is mapped into memory, and brought up to date by replacing the rows that changed.
+inverted file of float16 that is mapped into memory, and brought up to date by replacing the rows that changed.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ PROBED_SHARE = 16
 CHANGED_SHARE = 0.2
 _POINTER = "current.json"
 _VECTORS = "vectors.faiss"
-_MARKS = "marks.npz"
+_MARKS = "marks.npy"
 _ABANDONED_SECONDS = 3600.0
+# What reading a damaged file raises; FAISS trusts the sizes in a file and may ask for more memory than there is.
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, MemoryError)
 
 logger = logging.getLogger(__name__)
 
@@ -178,22 +180,27 @@ def _opened(index_dir: Path, state: EmbeddingState) -> SearchIndex | None:
     """The index on disk, None where it is missing, unreadable or of another generation."""
     home = _home(index_dir, state.encoder)
     build = _pointer(home)
-    if build is None or (build.generation, build.dimension) != (state.generation, state.dimension):
+    if build is None or build.dimension != state.dimension:
         return None
     try:
-        path = home / build.folder / _VECTORS
-        facts = path.stat()
-        if facts.st_size != build.size_bytes:
-            raise OSError(f"{path} has {facts.st_size} bytes, expected {build.size_bytes}")
-        vectors = _mapped(str(path), facts.st_mtime_ns)
-        if (vectors.ntotal, vectors.d) != (build.rows, build.dimension):
-            raise OSError(
-                f"{path} holds {vectors.ntotal} vectors of {vectors.d}, expected {build.rows} of {build.dimension}"
-            )
-    except (OSError, RuntimeError) as error:
+        vectors = _read(home, build, mapped=True)
+    except _UNREADABLE as error:
         logger.warning("search index of %s is built again: %s", state.encoder, error)
         return None
     return SearchIndex(vectors, build.rows)
+
+
+def _read(home: Path, build: _Build, mapped: bool) -> Any:
+    """The FAISS index of a build, mapped or as a copy that may be changed."""
+    path = home / build.folder / _VECTORS
+    facts = path.stat()
+    # Before it is mapped: reading beyond the end of a mapped file kills the process.
+    if facts.st_size != build.size_bytes:
+        raise OSError(f"{path} has {facts.st_size} bytes, expected {build.size_bytes}")
+    vectors = _mapped(str(path), facts.st_mtime_ns) if mapped else faiss.read_index(str(path))
+    if (vectors.ntotal, vectors.d) != (build.rows, build.dimension):
+        raise OSError(f"{path} holds {(vectors.ntotal, vectors.d)}, expected {(build.rows, build.dimension)}")
+    return vectors
 
 
 @lru_cache(maxsize=4)
@@ -211,7 +218,10 @@ def _fresh(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> 
         vectors = faiss.IndexIDMap2(flat)
     else:
         cells = 2 ** round(np.log2(len(numbers)) / 2)
-        vectors = faiss.IndexIVFFlat(flat, state.dimension, cells, faiss.METRIC_INNER_PRODUCT)
+        # Half the bytes at errors below 1e-4; ranking scores what is found anew.
+        half = faiss.ScalarQuantizer.QT_fp16
+        product = faiss.METRIC_INNER_PRODUCT
+        vectors = faiss.IndexIVFScalarQuantizer(flat, state.dimension, cells, half, product, False)
         vectors.cp.niter, vectors.cp.seed = 8, 0
         picked = np.random.default_rng(0).choice(len(numbers), min(len(numbers), 40 * cells), replace=False)
         vectors.train(rows[np.sort(picked)])
@@ -227,17 +237,16 @@ def _updated(
     if build is None or build.dimension != state.dimension or build.rows <= EXACT_ROWS:
         return None
     try:
-        with np.load(home / build.folder / _MARKS, allow_pickle=False) as saved:
-            before = dict(zip(saved["ids"].tolist(), saved["marks"].tolist(), strict=True))
-        now = dict(zip(marks[0].tolist(), marks[1].tolist(), strict=True))
+        before = dict(np.load(home / build.folder / _MARKS, allow_pickle=False).T.tolist())
+        now = dict(np.stack([marks[0].astype(np.uint64), marks[1]], axis=1).tolist())
         gone = [adapter_id for adapter_id, mark in before.items() if now.get(adapter_id) != mark]
         new = sorted(adapter_id for adapter_id, mark in now.items() if before.get(adapter_id) != mark)
         changed = build.changed_rows + len({*gone, *new}) * 2
         # The cells were laid for the rows that they were trained on; too many others make them uneven.
         if changed > CHANGED_SHARE * build.trained_rows:
             return None
-        vectors = faiss.read_index(str(home / build.folder / _VECTORS))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        vectors = _read(home, build, mapped=False)
+    except (*_UNREADABLE, TypeError) as error:
         logger.warning("search index of %s is built anew: %s", state.encoder, error)
         return None
     stale = np.array(gone, dtype=np.int64)
@@ -269,7 +278,7 @@ def _publish(
     folder.mkdir(parents=True)
     try:
         faiss.write_index(vectors, str(folder / _VECTORS))
-        np.savez(folder / _MARKS, ids=marks[0], marks=marks[1])
+        np.save(folder / _MARKS, np.stack([marks[0].astype(np.uint64), marks[1]]))
         size = (folder / _VECTORS).stat().st_size
         build = _Build(
             state.encoder, state.generation, state.dimension, vectors.ntotal, size, trained, changed, folder.name

@@ -26,9 +26,12 @@ from hub_router.store.session import Store
 NO_FILTERS = Filters()
 # Adapters scored beyond the limit, for those that tie with the last and for those whose nearer vector was overlooked.
 SPARE = 16
-# How many times as many are proposed where filters will refuse some.
+# How many times as many are proposed where filters will refuse some, and the share that must pass for the rest of the
+# index to hold nothing better; below it every adapter that passes is compared.
 FILTERED = 8
-# Far more than cosines of float32 and float64 differ by.
+PASSING_SHARE = 1 / 6
+# Equal vectors come out of FAISS within the first of these; rounding to float16 moves a cosine by less than the second.
+_TIE = 1e-5
 _DISAGREEMENT = 1e-3
 
 
@@ -86,9 +89,14 @@ def search(
     if limit < 1:
         raise HubRouterError(f"the number of hits must be at least 1, got {limit} (--limit N)")
     with store.read() as session:
-        state = _state(session, encoder)
+        state = embedding_state(session, encoder)
+        if state is None:
+            raise _not_indexed(session, encoder)
         query = _unit(vector, state)
-        matches = _matches(session, open_index(session, index_dir, state), state, query, filters, limit)
+        index = open_index(session, index_dir, state)
+        if not index.rows:
+            raise _not_indexed(session, encoder)
+        matches = _matches(session, index, state, query, filters, limit)
         if matches is None:
             index = rebuild_index(session, index_dir, state, from_scratch=True)
             matches = _matches(session, index, state, query, filters, limit) or []
@@ -101,7 +109,6 @@ def _matches(
 ) -> list[_Match] | None:
     """The best adapters; None where the index contradicts the store, which only a damaged file does."""
     ids, proposed = _proposals(session, index, query.astype(np.float32), filters, limit)
-    ids, proposed = ids[: limit + SPARE], proposed[: limit + SPARE]
     matches = _scored(session, state, query, ids)
     scores = np.array([matches[adapter_id].score if adapter_id in matches else -np.inf for adapter_id in ids.tolist()])
     # An adapter may score higher than proposed, when the nearer of its vectors lies in a cell that was not searched.
@@ -113,14 +120,23 @@ def _matches(
 def _proposals(
     session: Session, index: SearchIndex, query: np.ndarray, filters: Filters, limit: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Catalog ids and scores by score, at least ``limit`` of them where so many adapters pass the filters."""
+    """Catalog ids and scores of adapters that pass: the best ``limit``, some to spare, all that tie with the last."""
     window = PER_ADAPTER * (limit + SPARE) * (1 if filters == NO_FILTERS else FILTERED)
-    ids, scores = index.nearest(query, window)
-    passing = np.isin(ids, adapter_queries.ids(session, filters, among=ids.tolist()))
-    if passing.sum() >= limit or index.rows <= window:
-        return ids[passing], scores[passing]
-    # Few adapters pass, or those that do lie far away: compare every one of them.
-    return index.nearest(query, window, among=adapter_queries.ids(session, filters))
+    allowed: np.ndarray | None = None
+    while True:
+        ids, scores = index.nearest(query, window, among=allowed)
+        lowest = scores[-1] if len(scores) else 0.0
+        if allowed is None:
+            passing = np.isin(ids, adapter_queries.ids(session, filters, among=ids.tolist()))
+            if passing.sum() < max(limit, PASSING_SHARE * len(ids)) and window < index.rows:
+                allowed = adapter_queries.ids(session, filters)
+                continue
+            ids, scores = ids[passing], scores[passing]
+        cut = scores[limit - 1] - _TIE if len(ids) > limit else -np.inf
+        if lowest < cut or window >= index.rows or len(ids) <= limit:
+            kept = (scores >= cut) | (np.arange(len(ids)) < limit + SPARE)
+            return ids[kept], scores[kept]
+        window *= 4
 
 
 def _scored(session: Session, state: EmbeddingState, query: np.ndarray, ids: np.ndarray) -> dict[int, _Match]:
@@ -144,17 +160,14 @@ def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     return (vectors * query).sum(axis=1)
 
 
-def _state(session: Session, encoder: str) -> EmbeddingState:
-    state = embedding_state(session, encoder)
-    if state is not None:
-        return state
+def _not_indexed(session: Session, encoder: str) -> NotInCatalogError:
     if not adapter_queries.count(session):
-        raise NotInCatalogError(
+        return NotInCatalogError(
             "the catalog holds no adapter that can be searched; add some with: hub-router sync OWNER/REPO, then: "
             "hub-router index"
         )
     others = ", ".join(encoders(session)) or "none"
-    raise NotInCatalogError(
+    return NotInCatalogError(
         f"nothing is indexed with encoder {encoder!r} (indexed with: {others}); run: "
         f"hub-router index --encoder {encoder}"
     )

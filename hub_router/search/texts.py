@@ -101,7 +101,7 @@ def card_prose(card: str) -> str:
         card (str): markdown without front matter and unfilled template parts.
 
     Returns:
-        str: at most ``CHARACTERS`` characters, cut at a word; empty where nothing is left.
+        str: at most ``CHARACTERS`` characters; empty where nothing is left.
     """
     kept: list[str] = []
     skipped = 0
@@ -115,8 +115,7 @@ def card_prose(card: str) -> str:
         if not skipped and not _FACT.match(line.strip()):
             kept.append(heading[2] + "." if heading else line)
     text = _TAG.sub(" ", _LINK.sub(r"\1", _IMAGE.sub(" ", "\n".join(kept))))
-    line = " ".join(_MARKUP.sub(" ", text).split())
-    return line if len(line) <= CHARACTERS else line[:CHARACTERS].rsplit(" ", 1)[0]
+    return " ".join(_MARKUP.sub(" ", text).split())[:CHARACTERS].rstrip()
 
 
 def _name_words(adapter: AdapterTexts) -> list[str]:

@@ -97,12 +97,9 @@ def ids(
     """
     # As an expression, for SQLite would rather walk along all of the index on current than look up a few ids or labels.
     current = case((Adapter.current.is_(True), 1), else_=0) == 1
-    statement = select(Adapter.id).where(current, *_conditions(filters, statuses))
-    if among is None:
-        statements = [statement]
-    else:
-        statements = [statement.where(Adapter.id.in_(chunk)) for chunk in chunks(among)]
-    found = [adapter_id for one in statements for adapter_id in plain(session, one).scalars()]
+    statement = select(Adapter.id).where(current, *_conditions(filters, statuses, few=among is not None))
+    pieces = [statement] if among is None else [statement.where(Adapter.id.in_(chunk)) for chunk in chunks(among)]
+    found = [adapter_id for piece in pieces for adapter_id in plain(session, piece).scalars()]
     return np.sort(np.array(found, dtype=np.int64))
 
 
@@ -167,7 +164,8 @@ def samples(session: Session, adapter_id: int, split: str | None = None) -> list
     return [Sample(*row) for row in session.execute(statement.order_by(AdapterSample.split, AdapterSample.position))]
 
 
-def _conditions(filters: Filters | None, statuses: Sequence[str]) -> list[ColumnElement[bool]]:
+def _conditions(filters: Filters | None, statuses: Sequence[str], few: bool = False) -> list[ColumnElement[bool]]:
+    """What the adapters must be; ``few`` where the statement names the ids to look at."""
     wanted = filters or Filters()
     found: list[ColumnElement[bool]] = [Adapter.status.in_(tuple(statuses))]
     if wanted.base_model is not None:
@@ -184,9 +182,9 @@ def _conditions(filters: Filters | None, statuses: Sequence[str]) -> list[Column
     if wanted.rank_max is not None:
         found.append(Adapter.rank_max <= wanted.rank_max)
     if wanted.target is not None:
-        found.append(_has_label("target", wanted.target))
+        found.append(_has_label("target", wanted.target, few))
     if wanted.tag is not None:
-        found.append(_has_label("tag", wanted.tag))
+        found.append(_has_label("tag", wanted.tag, few))
     if wanted.author is not None:
         found.append(
             Adapter.repo.has(
@@ -205,6 +203,11 @@ def _conditions(filters: Filters | None, statuses: Sequence[str]) -> list[Column
     return found
 
 
-def _has_label(kind: str, value: str) -> ColumnElement[bool]:
-    same = and_(AdapterLabel.kind == kind, func.lower(AdapterLabel.value) == value.lower())
-    return Adapter.id.in_(select(AdapterLabel.adapter_id).where(same))
+def _has_label(kind: str, value: str, few: bool) -> ColumnElement[bool]:
+    """Looks up the labels of each of few adapters, else the adapters of the label."""
+    labelled = select(AdapterLabel.adapter_id).where(
+        AdapterLabel.kind == kind, func.lower(AdapterLabel.value) == value.lower()
+    )
+    if few:
+        return labelled.where(AdapterLabel.adapter_id == Adapter.id).exists()
+    return Adapter.id.in_(labelled)

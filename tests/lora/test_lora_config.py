@@ -199,8 +199,13 @@ def test_a_large_config_is_not_read(tmp_path: Path) -> None:
 )
 def test_folders_without_config_are_named_as_what_they_are(tmp_path: Path, file: str | None, expected: str) -> None:
     if file:
-        (tmp_path / file).touch()
+        (tmp_path / file).write_bytes(b"contents")
     assert expected in reason(tmp_path)
+
+
+def test_a_damaged_file_in_a_folder_without_config_is_described(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_lora_weights.safetensors").write_bytes(b"{}")
+    assert reason(tmp_path).endswith("(pytorch_lora_weights.safetensors), itself a file of only 2 bytes")
 
 
 def test_foreign_configs_are_named(tmp_path: Path) -> None:
