@@ -180,7 +180,7 @@ def _opened(index_dir: Path, state: EmbeddingState) -> SearchIndex | None:
     """The index on disk, None where it is missing, unreadable or of another generation."""
     home = _home(index_dir, state.encoder)
     build = _pointer(home)
-    if build is None or build.dimension != state.dimension:
+    if build is None or (build.generation, build.dimension) != (state.generation, state.dimension):
         return None
     try:
         vectors = _read(home, build, mapped=True)

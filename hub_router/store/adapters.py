@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import ColumnElement, Text, and_, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, Text, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
 from hub_router.records import AdapterDetails, AdapterRecord, FileFacts, Sample
@@ -28,23 +28,15 @@ class Filters:
         base_model (str | None): base model as resolved, or as the adapter's config writes it.
         licence (str | None): licence id; ``unknown`` is a value.
         rank (int | None): a rank that occurs in the adapter.
-        rank_min (int | None): no module of a smaller rank.
-        rank_max (int | None): no module of a larger rank.
         target (str | None): last component of an adapted module's name, such as ``q_proj``.
         tag (str | None): a tag of the card.
-        author (str | None): owner of the repository on the Hub.
-        text (str | None): part of the adapter's name, of a tag or of a dataset.
     """
 
     base_model: str | None = None
     licence: str | None = None
     rank: int | None = None
-    rank_min: int | None = None
-    rank_max: int | None = None
     target: str | None = None
     tag: str | None = None
-    author: str | None = None
-    text: str | None = None
 
 
 def list_records(
@@ -177,29 +169,10 @@ def _conditions(filters: Filters | None, statuses: Sequence[str], few: bool = Fa
         # The list of ranks is JSON, for which no SQL is portable; its text is, once its brackets are commas.
         listed = func.replace(func.replace(func.replace(cast(Adapter.ranks, Text), " ", ""), "[", ","), "]", ",")
         found.append(listed.like(f"%,{int(wanted.rank)},%"))
-    if wanted.rank_min is not None:
-        found.append(Adapter.rank_min >= wanted.rank_min)
-    if wanted.rank_max is not None:
-        found.append(Adapter.rank_max <= wanted.rank_max)
     if wanted.target is not None:
         found.append(_has_label("target", wanted.target, few))
     if wanted.tag is not None:
         found.append(_has_label("tag", wanted.tag, few))
-    if wanted.author is not None:
-        found.append(
-            Adapter.repo.has(
-                or_(
-                    func.lower(Repo.author) == wanted.author.lower(),
-                    and_(Repo.source == "hub", Repo.repo_id.istartswith(f"{wanted.author}/", autoescape=True)),
-                )
-            )
-        )
-    if wanted.text is not None:
-        labelled = select(AdapterLabel.adapter_id).where(
-            AdapterLabel.kind.in_(("tag", "dataset")), AdapterLabel.value.icontains(wanted.text, autoescape=True)
-        )
-        named = Adapter.repo.has(lookup.full_name().icontains(wanted.text, autoescape=True))
-        found.append(or_(named, Adapter.id.in_(labelled)))
     return found
 
 
