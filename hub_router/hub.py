@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import HubRouterError, NotInCatalogError, UnsupportedAdapterError
 from hub_router.progress import SILENT, Progress
-from hub_router.records import AdapterDetails, AdapterRecord, CompositionRecord, IndexSummary
+from hub_router.records import AdapterDetails, AdapterFacts, AdapterRecord, CompositionRecord, IndexSummary
 from hub_router.settings import Settings
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
@@ -95,7 +95,6 @@ class Hub:
             HubError: a listing itself could not be read.
             ManifestError: the collection is malformed.
         """
-        from hub_router.lora.facts import inspect
         from hub_router.sync.run import SyncRequest, sync
 
         request = SyncRequest(
@@ -108,7 +107,7 @@ class Hub:
             workers=workers,
             dry_run=dry_run,
         )
-        return sync(self.store, request, inspect, self.progress)
+        return sync(self.store, request, _inspect, self.progress)
 
     def index(self, encoder: str | None = None) -> IndexSummary:
         """Compute every feature that is missing or stale: spectra, text embeddings, the FAISS index.
@@ -169,11 +168,17 @@ class Hub:
         Raises:
             NotInCatalogError: nothing is indexed yet.
         """
+        if not text.strip():
+            raise HubRouterError("search text is empty, expected a task in words, e.g. 'is this review positive?'")
+        with self.store.read() as session:
+            # Asked first, because loading an encoder takes seconds or a download.
+            if not feature_queries.encoders(session):
+                raise NotInCatalogError(
+                    "nothing is indexed for search yet; run: hub-router sync OWNER/REPO, then: hub-router index"
+                )
         from hub_router.search.encoder import load_encoder
         from hub_router.search.ranking import search
 
-        if not text.strip():
-            raise HubRouterError("search text is empty, expected a task in words, e.g. 'is this review positive?'")
         chosen = load_encoder(self._encoder_name(encoder))
         vector = chosen.encode([text])[0]
         filters = Filters(base_model=base_model, licence=licence, rank=rank, target=target, tag=tag)
@@ -308,12 +313,19 @@ class Hub:
         return self.load(name, device=device)
 
     def compositions(self) -> Sequence[CompositionRecord]:
-        """Stored compositions, by name."""
+        """Stored compositions, by name.
+
+        Returns:
+            Sequence[CompositionRecord]: with their members as the catalog knows them now.
+        """
         with self.store.read() as session:
             return composition_queries.list_all(session)
 
     def delete_composition(self, name: str) -> None:
         """Forget a composition; its adapters stay.
+
+        Args:
+            name (str): name it was stored under.
 
         Raises:
             NotInCatalogError: no composition of that name.
@@ -334,11 +346,11 @@ class Hub:
         Raises:
             NotInCatalogError: no composition of that name, or a member is no longer served.
         """
-        from hub_router.composition.build import compose
-
         with self.store.read() as session:
             composition = selection.usable(session, name)
             features = selection.features(session, composition)
+        from hub_router.composition.build import compose
+
         pool = self._read(composition)
         model, tokenizer = self._base(composition.base_model, device)
         return compose(
@@ -448,6 +460,13 @@ class Hub:
                         feature_queries.save_spectra(session, record.id, adapter.weights_hash, computed)
                 advance(1)
         return len(stale) - len(failed), tuple(failed)
+
+
+def _inspect(folder: Path) -> AdapterFacts:
+    """Reads an adapter folder for ``sync``; torch is loaded with the first folder, not for a sync with nothing new."""
+    from hub_router.lora.facts import inspect
+
+    return inspect(folder)
 
 
 def methods() -> Sequence[MethodInfo]:
