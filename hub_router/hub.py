@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import HubRouterError, NotInCatalogError, UnsupportedAdapterError
 from hub_router.progress import SILENT, Progress
-from hub_router.records import AdapterDetails, AdapterFacts, AdapterRecord, CompositionRecord, IndexSummary
+from hub_router.records import AdapterDetails, AdapterFacts, AdapterRecord, CompositionRecord, IndexSummary, RepoRecord
 from hub_router.settings import Settings
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
@@ -19,6 +19,7 @@ from hub_router.store.adapters import Filters
 from hub_router.store.schema import SchemaStatus
 from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store, open_store
+from hub_router.store.unserved import unserved
 
 if TYPE_CHECKING:
     from hub_router.composition.routed import RoutedModel
@@ -229,6 +230,27 @@ class Hub:
             record = adapter_queries.find(session, ref)
             return adapter_queries.details(session, record)
 
+    def repositories(self, statuses: Sequence[str]) -> Sequence[RepoRecord]:
+        """Repositories that were synced and gave no adapter, by name, with the reason.
+
+        Args:
+            statuses (Sequence[str]): statuses to list: ``unsupported gated missing failed``.
+        """
+        with self.store.read() as session:
+            return unserved(session, statuses)
+
+    def values(self, statuses: Sequence[str] = ("ready",)) -> Mapping[str, Mapping[str, int]]:
+        """The values that each filter of :meth:`list` can be given, with the number of adapters that have it.
+
+        Args:
+            statuses (Sequence[str]): statuses of the adapters counted.
+
+        Returns:
+            Mapping[str, Mapping[str, int]]: by filter; ``status`` counts the adapters of every status.
+        """
+        with self.store.read() as session:
+            return adapter_queries.values(session, statuses)
+
     def define(
         self,
         name: str,
@@ -259,8 +281,8 @@ class Hub:
             MethodError: the method or a setting is unknown or unusable.
         """
         from hub_router.composition.assemble import stack
-        from hub_router.composition.check import check_fit, empty_model
-        from hub_router.lora.reader import read_adapter
+        from hub_router.composition.check import empty_model
+        from hub_router.composition.pool import check_pool, read_pool
         from hub_router.routing.registry import create
 
         if not name.strip() or name != name.strip():
@@ -269,8 +291,8 @@ class Hub:
             members = selection.select(session, adapters)
         router = create(method, hyperparameters)
         base = base_model or selection.common_base(members)
-        pool = [read_adapter(record.path, label) for label, record in members.items()]
-        check_fit(empty_model(base), base, pool)
+        pool, unreadable = read_pool({label: record.path for label, record in members.items()})
+        check_pool(empty_model(base), base, pool, unreadable)
         router.check(stack(pool))
         with self.store.write() as session:
             composition_queries.save(
@@ -404,9 +426,11 @@ class Hub:
     @staticmethod
     def _read(composition: CompositionRecord) -> Sequence[LoraAdapter]:
         """The members' weights, after a check that the files still hold what was composed."""
-        from hub_router.lora.reader import read_adapter
+        from hub_router.composition.pool import read_pool
 
-        pool = [read_adapter(member.adapter.path, member.name) for member in composition.members]
+        pool, unreadable = read_pool({member.name: member.adapter.path for member in composition.members})
+        if unreadable:
+            raise UnsupportedAdapterError("\n".join(unreadable))
         changed = [
             f"  - {member.name}: {member.adapter.path}"
             for member, adapter in zip(composition.members, pool, strict=True)

@@ -160,6 +160,35 @@ class AdapterRecord:
 
 
 @dataclass(frozen=True)
+class RepoRecord:
+    """A repository or folder that was synced and of which the catalog holds no adapter.
+
+    Args:
+        source (str): ``hub`` or ``local``.
+        repo_id (str): Hub repository id, or the absolute folder.
+        status (str): outcome of the last look: ``unsupported gated missing failed renamed``.
+        reason (str): one line.
+        renamed_to (str | None): present id of a renamed repository.
+    """
+
+    source: str
+    repo_id: str
+    status: str
+    reason: str
+    renamed_to: str | None = None
+
+
+def bare_reason(status: str, reason: str) -> str:
+    """A reason without the status that it may start with, for where the status stands beside it."""
+    return reason.removeprefix(f"{status}:").strip()
+
+
+def standing(status: str, reason: str) -> str:
+    """Status and reason as one text that says nothing twice, such as ``gated: accept its licence``."""
+    return ": ".join(part for part in (status, bare_reason(status, reason)) if part)
+
+
+@dataclass(frozen=True)
 class Sample:
     """One example of an adapter's task.
 

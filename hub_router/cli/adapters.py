@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,12 +10,15 @@ import click
 from hub_router.cli.options import Call, common_options, filter_options, limit_option
 from hub_router.cli.output import Output, one_line, plain_data
 from hub_router.cli.spectrum import chart, summarise
+from hub_router.records import bare_reason, standing
 
 if TYPE_CHECKING:
     from hub_router.records import AdapterDetails, AdapterRecord
 
 STATUSES = ("ready", "unsupported", "gated", "missing", "failed")
 SAMPLES_SHOWN = 3
+VALUES_SHOWN = 12
+PLURALS = {"base_model": "base models", "licence": "licences", "rank": "ranks", "target": "targets", "tag": "tags"}
 
 
 def adapter_data(record: AdapterRecord) -> dict[str, Any]:
@@ -56,18 +59,56 @@ def size(count: int) -> str:
     multiple=True,
     default=("ready",),
     show_default=True,
-    help="Only adapters of this status; give it several times for several.",
+    help="Only adapters, and repositories that gave none, of this status; give it several times for several.",
 )
 @limit_option
 @common_options
-def list_adapters(call: Call, statuses: tuple[str, ...], **filters: Any) -> None:
+def list_adapters(call: Call, statuses: tuple[str, ...], limit: int | None, **filters: Any) -> None:
     """List the adapters in the catalog."""
+    given = [name for name, value in filters.items() if value is not None]
     with call.hub() as hub:
-        records = hub.list(statuses=statuses, **filters)
-    call.out.document({"adapters": [adapter_data(record) for record in records]})
-    if not records:
-        call.out.remark("No adapter in the catalog matches; add some with: hub-router sync OWNER/REPO or a folder")
-        return
+        records = hub.list(statuses=statuses, limit=limit, **filters)
+        # Nothing is known of a repository without adapters that a filter could be held against.
+        repositories = [] if given else list(hub.repositories(statuses))
+        values = {} if records or repositories else hub.values(statuses)
+    if limit is not None:
+        repositories = repositories[: limit - len(records)]
+    call.out.document({"adapters": [adapter_data(record) for record in records], "repositories": repositories})
+    if records:
+        _table(call.out, records, statuses)
+    if repositories:
+        if records:
+            call.out.text("")
+        rows = [[repo.repo_id, repo.status, bare_reason(repo.status, repo.reason)] for repo in repositories]
+        call.out.table(["repository without adapters", "status", "reason"], rows)
+    if not records and not repositories:
+        call.out.remark(nothing_matches(values, statuses, given))
+
+
+def nothing_matches(values: Mapping[str, Mapping[str, int]], statuses: Sequence[str], given: Sequence[str]) -> str:
+    """What to say where a list is empty: what there is, by status and by the filters given.
+
+    Args:
+        values (Mapping[str, Mapping[str, int]]): from :meth:`hub_router.hub.Hub.values`.
+        statuses (Sequence[str]): statuses that were asked for.
+        given (Sequence[str]): names of the filters that were given.
+
+    Returns:
+        str: one line, or one and a line per filter.
+    """
+    if not values["status"]:
+        return "The catalog holds no adapters; add some with: hub-router sync OWNER/REPO or a folder"
+    held = ", ".join(f"{number} {status}" for status, number in values["status"].items())
+    lines = [f"No adapter in the catalog matches (status {', '.join(statuses)}); adapters that it holds: {held}"]
+    for name in given:
+        counted = [f"{value} ({number})" for value, number in values[name].items()]
+        more = [f"and {len(counted) - VALUES_SHOWN} more"] if len(counted) > VALUES_SHOWN else []
+        lines.append(f"{PLURALS[name]}: {', '.join(counted[:VALUES_SHOWN] + more) or 'none'}")
+    return "\n".join(lines)
+
+
+def _table(out: Output, records: Sequence[AdapterRecord], statuses: tuple[str, ...]) -> None:
+    """The adapters for a person; status and reason only where they can differ."""
     columns = ["adapter", "base model", "ranks", "targets", "licence", "size"]
     rows: list[list[Any]] = [
         [
@@ -82,8 +123,11 @@ def list_adapters(call: Call, statuses: tuple[str, ...], **filters: Any) -> None
     ]
     if statuses != ("ready",):
         columns += ["status", "reason"]
-        rows = [[*row, record.status, record.reason] for row, record in zip(rows, records, strict=True)]
-    call.out.table(columns, rows)
+        rows = [
+            [*row, record.status, bare_reason(record.status, record.reason)]
+            for row, record in zip(rows, records, strict=True)
+        ]
+    out.table(columns, rows)
 
 
 @click.command()
@@ -139,12 +183,14 @@ def _describe(out: Output, details: AdapterDetails) -> None:
         for sample in details.samples[:SAMPLES_SHOWN]:
             out.text(f"  {one_line(sample.input, 80)} -> {one_line(sample.output, 40)}")
     embedded = ", ".join(f"{count} texts by {encoder}" for encoder, count in details.embeddings.items())
-    out.text(f"\nEmbedded: {embedded or 'nothing yet; run: hub-router index'}")
+    # Only what is served gets indexed.
+    absent = "none yet; run: hub-router index" if record.status == "ready" else "none"
+    out.text(f"\nEmbedded: {embedded or absent}")
     if details.spectra:
         out.text("\nSingular values of the update s B A, mean over the modules of a kind, bars per line")
         out.text("\n".join(chart(summarise(details.spectra))))
     else:
-        out.text("Spectra: none yet; run: hub-router index")
+        out.text(f"Spectra: {absent}")
 
 
 def _facts(record: AdapterRecord) -> Mapping[str, str]:
@@ -155,7 +201,7 @@ def _facts(record: AdapterRecord) -> Mapping[str, str]:
     facts = {
         "adapter": f"{record.ref}  (id {record.id}, {record.source})",
         "revision": record.revision,
-        "status": f"{record.status}: {record.reason}" if record.reason else record.status,
+        "status": standing(record.status, record.reason),
         "folder": str(record.path),
         "base model": base,
         "licence": record.licence,

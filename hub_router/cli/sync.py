@@ -10,6 +10,7 @@ import click
 
 from hub_router.cli.errors import FAILED
 from hub_router.cli.options import Call, common_options
+from hub_router.records import bare_reason
 
 if TYPE_CHECKING:
     from hub_router.sync.run import SyncSummary
@@ -60,8 +61,11 @@ def sync(call: Call, targets: tuple[str, ...], **options: Any) -> None:
         call.out.text("")
         call.out.table(
             ["not in the catalog", "outcome", "reason"],
-            [[_ref(outcome), outcome.outcome, outcome.reason] for outcome in rest],
+            [[_ref(outcome), outcome.outcome, bare_reason(outcome.outcome, outcome.reason)] for outcome in rest],
         )
+    remarked = [outcome for outcome in summary.outcomes if outcome.outcome in USABLE and outcome.reason]
+    if remarked:
+        call.out.text("\n" + "\n".join(f"{_ref(outcome)}: {outcome.reason}" for outcome in remarked))
     unmet = [target for target in targets if not is_met(target, summary)]
     if unmet:
         call.out.remark(f"Gave no usable adapter, or not all that they hold: {', '.join(unmet)}")

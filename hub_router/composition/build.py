@@ -11,8 +11,8 @@ from torch import nn
 from hub_router.composition.assemble import Features, make_updates, prepare, stack
 from hub_router.composition.attach import attach, need_unrouted
 from hub_router.composition.base_model import base_name, load_base
-from hub_router.composition.check import check_fit, empty_model
-from hub_router.composition.pool import AdapterSource, read_pool
+from hub_router.composition.check import empty_model
+from hub_router.composition.pool import AdapterSource, check_pool, read_pool
 from hub_router.composition.routed import RoutedModel
 from hub_router.errors import MissingError
 from hub_router.routing.registry import create
@@ -46,25 +46,31 @@ def compose(
 
     Raises:
         MethodError: unknown method, invalid hyperparameter, or a pool that the method cannot route over.
-        UnsupportedAdapterError: lists the adapters that cannot be read.
+        UnsupportedAdapterError: lists the adapters that cannot be read, where all others fit.
         MissingError: the base model cannot be loaded, or is none.
-        IncompatibleAdaptersError: lists every module of every adapter that does not fit the model.
+        IncompatibleAdaptersError: lists every module of every adapter that does not fit the model,
+            and the adapters that cannot be read.
         RoutedStateError: the model is routed already.
     """
     router = create(method, hyperparameters)
-    pool = read_pool(adapters)
+    pool, unreadable = read_pool(adapters)
     path = str(model) if isinstance(model, str | Path) else None
     if path is None:
         if not isinstance(model, nn.Module):
             raise MissingError(f"model is {model!r}, expected a transformers model, a folder or a Hub id")
         need_unrouted(model)
-        check_fit(model, base_name(model), pool)
+        check_pool(model, base_name(model), pool, unreadable)
+    elif any(adapter.copies for adapter in pool):
+        # Only the weights themselves can be compared with the copies that came along.
+        model, found = load_base(path)
+        check_pool(model, path, pool, unreadable)
     else:
-        check_fit(empty_model(path), path, pool)
+        check_pool(empty_model(path), path, pool, unreadable)
     bank = stack(pool)
     router.check(bank)
     if path is not None:
-        model, found = load_base(path)
+        if isinstance(model, str | Path):
+            model, found = load_base(path)
         tokenizer = found if tokenizer is None else tokenizer
     attach(model, make_updates(model, router, prepare(router, bank, features or {}), len(pool)))
     return RoutedModel(model, tokenizer, pool, router)

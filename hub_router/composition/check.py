@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,11 +15,13 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hub_router.composition.base_model import loading
-from hub_router.errors import IncompatibleAdaptersError
+from hub_router.errors import IncompatibleAdaptersError, MissingError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
+_LOG = logging.getLogger(__name__)
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NUMBER = re.compile(r"\d+")
 _SHOWN = 3
 
@@ -36,12 +40,13 @@ def empty_model(reference: str) -> nn.Module:
     """
     with loading(reference):
         config = AutoConfig.from_pretrained(reference, trust_remote_code=False)
+        _need_causal(config, (config.architectures or [type(config).__name__])[0], reference)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def check_fit(model: nn.Module, base: str, adapters: Sequence[LoraAdapter]) -> None:
-    """Refuse adapters that do not fit the base model.
+    """Refuse adapters that do not fit the base model; warn of those that fit, but name another.
 
     Args:
         model (nn.Module): the base model, or :func:`empty_model` of it.
@@ -49,9 +54,11 @@ def check_fit(model: nn.Module, base: str, adapters: Sequence[LoraAdapter]) -> N
         adapters (Sequence[LoraAdapter]): the pool.
 
     Raises:
+        MissingError: it is an encoder-decoder model.
         IncompatibleAdaptersError: a line per adapter and module that the model lacks, that is no ``nn.Linear``,
             or that has other widths.
     """
+    _need_causal(getattr(model, "config", None), type(model).__name__, base)
     modules = dict(model.named_modules())
     nearest = _Nearest(modules)
     mismatches = [
@@ -62,6 +69,28 @@ def check_fit(model: nn.Module, base: str, adapters: Sequence[LoraAdapter]) -> N
     ]
     if mismatches:
         raise IncompatibleAdaptersError(base, mismatches)
+    _warn_of_other_bases(str(getattr(model, "name_or_path", "")), adapters)
+
+
+def _need_causal(config: Any, kind: str, base: str) -> None:
+    """Refuse encoder-decoder models: their linear maps could be routed, but text is read and written causally."""
+    if getattr(config, "is_encoder_decoder", False):
+        raise MissingError(
+            f"base model {base}: {kind} is an encoder-decoder model; this release routes causal language models"
+        )
+
+
+def _warn_of_other_bases(name: str, adapters: Sequence[LoraAdapter]) -> None:
+    """Log the adapters trained for another base model, where both are named by Hub ids; folders tell nothing."""
+    if not _HUB_ID.fullmatch(name):
+        return
+    others = [
+        f"{adapter.name!r} ({adapter.base_model})"
+        for adapter in adapters
+        if adapter.base_model and _HUB_ID.fullmatch(adapter.base_model) and adapter.base_model.lower() != name.lower()
+    ]
+    if others:
+        _LOG.warning("the base model is %s, but adapters name another: %s", name, ", ".join(others))
 
 
 def _fault(modules: Mapping[str, nn.Module], name: str, factors: LoraFactors, nearest: _Nearest) -> str | None:

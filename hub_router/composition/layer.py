@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -28,7 +28,7 @@ class RoutedUpdate(nn.Module):
     """``B (g(x) * (A x))`` for one module; the base's own ``W x`` is not computed here.
 
     All tensors are non-persistent buffers: ``model.to(...)`` moves them, ``state_dict`` and ``save_pretrained`` do not
-    see them.
+    see them. A and B have the dtype of the linear map, the router's tensors at least float32.
 
     Args:
         router (Router): decides the gates.
@@ -64,8 +64,20 @@ class RoutedUpdate(nn.Module):
             **{_STATE + name: tensor for name, tensor in prepared.tensors.items()},
         }
         for name, tensor in tensors.items():
-            kept = dtype if tensor.is_floating_point() else tensor.dtype
+            # Scores decide who is chosen, so what they are made from stays in full precision.
+            wanted = torch.promote_types(tensor.dtype, torch.float32) if name.startswith(_STATE) else dtype
+            kept = wanted if tensor.is_floating_point() else tensor.dtype
             self.register_buffer(name, tensor.to(device=device, dtype=kept).contiguous(), persistent=False)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RoutedUpdate:
+        """Follow the model to a device or dtype; the router's tensors follow to the device alone."""
+        before = self.state()
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            after = getattr(self, _STATE + name)
+            if after.dtype != tensor.dtype:
+                setattr(self, _STATE + name, tensor.to(after.device))
+        return self
 
     def state(self) -> Mapping[str, torch.Tensor]:
         """The router's tensors of this module, under the names that its ``prepare`` gave them."""

@@ -1,58 +1,110 @@
-"""From what a caller names as adapters to a pool: read, named uniquely, in the caller's order."""
+"""From what a caller names as adapters to a pool: named uniquely, read, and checked against the base model as one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from hub_router.errors import MethodError, UnsupportedAdapterError
+import torch
+from torch import nn
+
+from hub_router.composition.check import check_fit
+from hub_router.errors import IncompatibleAdaptersError, MethodError, UnsupportedAdapterError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.reader import read_adapter
 
 AdapterSource = str | Path | LoraAdapter
 
+_EXPECTED = "a mapping of name to folder, such as {'sst2': 'adapters/sst2'}, or a list of folders"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
-def read_pool(adapters: Mapping[str, AdapterSource] | Sequence[AdapterSource]) -> tuple[LoraAdapter, ...]:
-    """Read all adapters of a pool.
+
+def read_pool(
+    adapters: Mapping[str, AdapterSource] | Sequence[AdapterSource],
+) -> tuple[tuple[LoraAdapter, ...], tuple[str, ...]]:
+    """Read all adapters of a pool that can be read; :func:`check_pool` raises for the others.
 
     Args:
         adapters (Mapping | Sequence): folders or adapters in memory, by name; or in order, then a folder's name becomes
             the adapter's, with ``-2``, ``-3`` where it was taken.
 
     Returns:
-        tuple[LoraAdapter, ...]: the pool in the order of axis E, names unique.
+        tuple: ``(pool, unreadable)``: the adapters in the order of axis E, names unique; and a line for each one that
+        cannot be used, with the reason.
 
     Raises:
-        MethodError: there is none, or ``adapters`` is no pool.
-        UnsupportedAdapterError: names every adapter that cannot be used, and why.
+        MethodError: there is none, or ``adapters`` is no pool; lists every bad entry or name.
     """
-    if isinstance(adapters, str | Path | LoraAdapter):
-        raise MethodError(f"adapters is {adapters!r}, expected a mapping of name to folder or a list of folders")
-    named = list(adapters.items()) if isinstance(adapters, Mapping) else _named(adapters)
-    if not named:
-        raise MethodError("adapters is empty, expected at least one adapter")
-    pool, faults = [], []
-    for name, source in named:
+    pool, unreadable = [], []
+    for name, source in _named(adapters):
         try:
-            pool.append(
-                replace(source, name=name)
-                if isinstance(source, LoraAdapter)
-                else read_adapter(Path(source).expanduser(), name)
-            )
+            pool.append(replace(source, name=name) if isinstance(source, LoraAdapter) else _read(source, name))
         except UnsupportedAdapterError as error:
-            faults.append(str(error))
+            unreadable.append(str(error))
+    return tuple(pool), tuple(unreadable)
+
+
+def check_pool(model: nn.Module, base: str, pool: Sequence[LoraAdapter], unreadable: Sequence[str] = ()) -> None:
+    """Refuse a pool for all of its faults at once.
+
+    Args:
+        model (nn.Module): the base model, or one without weights, to which copies of weights are not compared.
+        base (str): what to call it in the message.
+        pool (Sequence[LoraAdapter]): the adapters that could be read.
+        unreadable (Sequence[str]): a line for each of the others.
+
+    Raises:
+        IncompatibleAdaptersError: adapters do not fit the model; lists them and those that cannot be read.
+        UnsupportedAdapterError: all fit that can be read, but some cannot.
+    """
+    misfits: list[str] = []
+    try:
+        check_fit(model, base, pool)
+    except IncompatibleAdaptersError as error:
+        misfits += error.mismatches
+    misfits += _other_weights(model, pool)
+    if misfits:
+        raise IncompatibleAdaptersError(base, [*unreadable, *misfits])
+    if unreadable:
+        raise UnsupportedAdapterError("\n".join(unreadable))
+
+
+def _named(adapters: Any) -> list[tuple[str, AdapterSource]]:
+    """Names and sources of a pool, all of the right types."""
+    if isinstance(adapters, str | bytes | Path) or not isinstance(adapters, Mapping | Sequence):
+        raise MethodError(f"adapters is {adapters!r}, expected {_EXPECTED}")
+    if not adapters:
+        raise MethodError("adapters is empty, expected at least one adapter")
+    entries = list(adapters.items() if isinstance(adapters, Mapping) else enumerate(adapters))
+    faults = [
+        f"adapters[{key!r}] is {source!r}, expected the path of an adapter's folder or a LoraAdapter"
+        for key, source in entries
+        if not isinstance(source, str | Path | LoraAdapter) or source == ""
+    ]
+    if isinstance(adapters, Mapping):
+        named = entries
+        faults += [f"{name!r} is no name for an adapter" for name, _ in entries if not _is_name(name)]
+    else:
+        named = [] if faults else _name_folders(adapters)
+        faults += [f"{source!r} gives no name, pass a mapping" for name, source in named if not _is_name(name)]
     if faults:
-        raise UnsupportedAdapterError("\n".join(faults))
-    return tuple(pool)
+        raise MethodError(f"{'; '.join(faults)}; adapters takes {_EXPECTED}, names are strings that are not empty")
+    return named
 
 
-def _named(adapters: Sequence[AdapterSource]) -> list[tuple[str, AdapterSource]]:
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(name.strip())
+
+
+def _name_folders(adapters: Sequence[AdapterSource]) -> list[tuple[str, AdapterSource]]:
     """Names for a sequence; a name that an adapter in memory brings counts as its folder's would."""
     taken: set[str] = set()
     named = []
     for source in adapters:
-        stem = source.name if isinstance(source, LoraAdapter) else Path(source).expanduser().absolute().name
+        stem = source.name if isinstance(source, LoraAdapter) else _folder(source).absolute().name
         name, count = stem, 1
         while name in taken:
             count += 1
@@ -60,3 +112,51 @@ def _named(adapters: Sequence[AdapterSource]) -> list[tuple[str, AdapterSource]]
         taken.add(name)
         named.append((name, source))
     return named
+
+
+def _folder(source: str | Path) -> Path:
+    """The path that a caller means; ``~`` of a user that does not exist stays as written, and is not found later."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:
+        return Path(source)
+
+
+def _read(source: str | Path, name: str) -> LoraAdapter:
+    """An adapter's folder, or a refusal that knows what a Hub id looks like."""
+    try:
+        return read_adapter(_folder(source), name)
+    except UnsupportedAdapterError as error:
+        if _HUB_ID.fullmatch(str(source)) and not Path(source).exists():
+            raise UnsupportedAdapterError(
+                f"{error}; compose() takes folders: if {source} is a Hub id, `hub-router sync {source}` brings it into "
+                "the catalog, and Hub.compose takes ids"
+            ) from error
+        raise
+
+
+def _other_weights(model: nn.Module, pool: Sequence[LoraAdapter]) -> Iterator[str]:
+    """A line for every copy of a base weight in an adapter that is not the model's weight."""
+    modules = dict(model.named_modules())
+    for adapter in pool:
+        for name, copy in adapter.copies.items():
+            module, _, kind = name.rpartition(".")
+            linear, factors = modules.get(module), adapter.modules[module]
+            # Where the factors do not fit either, check_fit has said so.
+            if not isinstance(linear, nn.Linear) or (linear.in_features, linear.out_features) != (
+                factors.d_in,
+                factors.d_out,
+            ):
+                continue
+            weight = getattr(linear, kind)
+            if weight is None or not (weight.is_meta or _same(copy, weight)):
+                yield (
+                    f"adapter {adapter.name!r}, module {module}: the adapter was trained with another {kind} of this "
+                    f"module, of which it holds a copy that differs from the model's, expected equal values"
+                )
+
+
+def _same(copy: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether one tensor is the other, or the other rounded to its dtype."""
+    copy, weight = copy.to(weight.device), weight.detach()
+    return torch.equal(weight.to(copy.dtype), copy) or torch.equal(weight, copy.to(weight.dtype))

@@ -12,10 +12,10 @@ import torch
 from hub_router.composition import artifact
 from hub_router.composition.assemble import make_updates
 from hub_router.composition.attach import attach, detach, need_unrouted, routed_updates
-from hub_router.composition.base_model import base_name, load_model, load_tokenizer
+from hub_router.composition.base_model import base_name, load_tokenizer
 from hub_router.composition.check import check_fit
 from hub_router.composition.explain import Explanation, explain
-from hub_router.composition.reference import restore_base
+from hub_router.composition.reference import check_base, restore_base
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
 from hub_router.errors import HubRouterError, RoutedStateError
@@ -183,21 +183,22 @@ class RoutedModel:
             RoutedModel: with the outputs of the one that was saved.
 
         Raises:
-            ArtifactError: a file is missing or was changed, or the base model was.
+            ArtifactError: a file is missing or was changed, or the base model has other weights.
             MissingError: the base model is not where it was.
             IncompatibleAdaptersError: ``model`` has other modules.
         """
         folder = Path(folder).expanduser().absolute()
         saved = artifact.read(folder)
         router = create(saved.method, saved.hyperparameters)
-        if model is None:
-            model = restore_base(saved.base, saved.buffers, folder, device)
-        elif isinstance(model, str | Path):
-            model = load_model(str(model), device)
-        elif device is not None:
-            model = model.to(device)
-        need_unrouted(model)
-        check_fit(model, base_name(model), saved.adapters)
+        if model is None or isinstance(model, str | Path):
+            moved = None if model is None else str(model)
+            model = restore_base(saved.base, saved.buffers, folder, device, moved)
+            check_fit(model, base_name(model), saved.adapters)
+        else:
+            need_unrouted(model)
+            check_fit(model, base_name(model), saved.adapters)
+            check_base(saved.base, model, folder)
+            model = model if device is None else model.to(device)
         if tokenizer is None and saved.tokenizer is not None:
             tokenizer = load_tokenizer(str(saved.tokenizer))
         attach(model, make_updates(model, router, saved.prepared, len(saved.adapters)))

@@ -101,7 +101,7 @@ def _pieces(model: Any, tokenizer: Any, inputs: dict[str, torch.Tensor], options
     """The thread, its streamer, and what becomes of it."""
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     stop = _Stop()
-    criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), stop])
+    criteria = StoppingCriteriaList([*(options.get("stopping_criteria") or ()), stop])
     given = {"pad_token_id": pad_token(model, tokenizer), **options, "stopping_criteria": criteria}
     failures: list[BaseException] = []
 

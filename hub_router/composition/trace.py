@@ -48,12 +48,15 @@ class Trace:
         return joined
 
     def record(self, module: str, weights: torch.Tensor) -> None:
-        """Keep one call's weights.
+        """Keep one call's weights; what gradient checkpointing computes again is left out.
 
         Args:
             module (str): path of the adapted module.
             weights (torch.Tensor): ``(B, T, E)``, or ``(N, E)`` from a module that sees its tokens flattened.
         """
+        # Gradient checkpointing runs the forward again inside backward; compiled, it does so without this call.
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return
         flat = weights.flatten(0, -2)  # [N, E]
         whole = len(self._tokens) == 2 and flat.shape[0] == self._tokens[0] * self._tokens[1]
         leading = self._tokens if weights.dim() == 2 and whole else weights.shape[:-1]

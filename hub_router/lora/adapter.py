@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -61,6 +61,8 @@ class LoraAdapter:
         modules (Mapping[str, LoraFactors]): factors by module path in the base model, in file order.
         weights_hash (str): identity of the function that the adapter computes.
         notes (tuple[str, ...]): what a user should know about this adapter, one line each.
+        copies (Mapping[str, torch.Tensor]): weights of adapted modules that were saved along unchanged, by parameter
+            path in the base model, whose own must be equal.
     """
 
     name: str
@@ -69,3 +71,4 @@ class LoraAdapter:
     modules: Mapping[str, LoraFactors]
     weights_hash: str
     notes: tuple[str, ...] = ()
+    copies: Mapping[str, torch.Tensor] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hub_router.lora.config import read_config
-from hub_router.lora.reader import read_folder
+from hub_router.lora.reader import SHOWN, read_folder
 from hub_router.lora.weights import find_weights
 from hub_router.records import AdapterFacts, ModuleFacts
 
@@ -27,7 +27,7 @@ def inspect(path: Path) -> AdapterFacts:
         UnsupportedAdapterError: the folder holds no adapter that can be used; the message is the one reason.
     """
     path = Path(path)
-    adapter = read_folder(path, path.name)
+    adapter = read_folder(path, path.name, SHOWN)
     file = find_weights(path)
     factors = adapter.modules.values()
     dtypes = dict.fromkeys(str(t.dtype).removeprefix("torch.") for f in factors for t in (f.A, f.B))

@@ -11,6 +11,7 @@ MAX_NAME = 512
 _WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PREFIX = re.compile(r"^(?:module\.)?(?:base_model\.model\.)+")
 _FACTOR = re.compile(r"^(?P<module>.+)\.lora_(?P<factor>[AB])(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?(?:\.weight)?$")
+_COPY = re.compile(r"^(?P<module>.+)\.base_layer\.(?P<kind>weight|bias)$")
 _SAVED = re.compile(r"\.original_module(?=\.)|\.modules_to_save(?:\.(?!weight$|bias$)[^.]+)?(?=\.)")
 
 # Heads that a sequence or token classifier saves beside its LoRA factors; a language model has none of them.
@@ -25,6 +26,7 @@ _FOREIGN = (
     (re.compile(r"\.lora_[ab]$"), "MLX-LM weights (lora_a/lora_b)"),
     (re.compile(r"\.lora\.(?:down|up)\.|\.lora_(?:down|up)\.|^lora_(?:unet|te)"), "diffusers or kohya LoRA weights"),
     (re.compile(r"\.(?:hada|lokr|oft|boft|ia3|vera|randlora)_"), "a PEFT type other than LoRA"),
+    (re.compile(r"\.base_layer\.bias$"), "trained biases"),
     (re.compile(r"\.base_layer\.|\.token_adapter\.|\.trainable_tokens_"), "saved or trained token embeddings"),
 )
 
@@ -68,6 +70,19 @@ def parse_factor(name: str) -> FactorKey | None:
     """
     match = _FACTOR.match(module_path(name))
     return FactorKey(match["module"], match["factor"]) if match else None
+
+
+def parse_copy(name: str) -> tuple[str, str] | None:
+    """The module whose frozen weight or bias a tensor repeats, as PEFT saves it for an adapted output head.
+
+    Args:
+        name (str): tensor name as stored, e.g. ``base_model.model.lm_head.base_layer.weight``.
+
+    Returns:
+        tuple[str, str] | None: module path and ``weight`` or ``bias``; None where the name is none of these.
+    """
+    match = _COPY.match(module_path(name))
+    return (match["module"], match["kind"]) if match else None
 
 
 def foreign_reason(names: Iterable[str]) -> str | None:

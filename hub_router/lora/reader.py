@@ -1,13 +1,13 @@
 """Reads a folder with ``adapter_config.json`` and weights into a :class:`LoraAdapter`, or says why it cannot.
 
 Ranks, modules and shapes come from the tensors, the scaling from the config. Nothing is skipped silently: a tensor is a
-LoRA factor, a task head (noted), or the reason for a refusal.
+LoRA factor, a task head or a copy of a base weight (both noted), or the reason for a refusal.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,10 +15,10 @@ import torch
 from hub_router.errors import UnsupportedAdapterError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.config import AdapterConfig, read_config
-from hub_router.lora.keys import foreign_reason, is_head, is_printable, module_path, parse_factor
+from hub_router.lora.keys import foreign_reason, is_head, is_printable, module_path, parse_copy, parse_factor
 from hub_router.lora.weights import find_weights, hash_weights, load_tensors
 
-_SHOWN = 3
+SHOWN = 3
 
 
 def read_adapter(path: Path, name: str | None = None) -> LoraAdapter:
@@ -42,12 +42,13 @@ def read_adapter(path: Path, name: str | None = None) -> LoraAdapter:
         raise UnsupportedAdapterError(f"adapter {chosen!r} ({path}): {error}") from error
 
 
-def read_folder(path: Path, name: str) -> LoraAdapter:
+def read_folder(path: Path, name: str, shown: int | None = None) -> LoraAdapter:
     """As :func:`read_adapter`, with messages that hold the reason alone, as the catalog records it.
 
     Args:
         path (Path): folder of the adapter.
         name (str): the user's name for it.
+        shown (int | None): how many offenders of a file the message names before it counts them; None for all.
 
     Returns:
         LoraAdapter: factors by module path in the base model, in file order.
@@ -55,34 +56,38 @@ def read_folder(path: Path, name: str) -> LoraAdapter:
     Raises:
         UnsupportedAdapterError: the folder holds no adapter that can be used exactly; the message is the one reason.
     """
-    if not path.is_dir():
-        raise UnsupportedAdapterError(f"expected a folder, found {'a file' if path.exists() else 'nothing'}")
     try:
+        if not path.is_dir():
+            raise UnsupportedAdapterError(f"expected a folder, found {'a file' if path.exists() else 'nothing'}")
         config = read_config(path)
         file = find_weights(path)
-        modules, notes = _modules(file, load_tensors(file), config)
+        modules, copies, notes = _modules(file, load_tensors(file), config, shown)
         digest = hash_weights(file, config.function_fields())
     except OSError as error:
         raise UnsupportedAdapterError(f"cannot be read: {error}") from error
-    return LoraAdapter(name, path, config.base_model, modules, digest, (*config.notes, *notes))
+    return LoraAdapter(name, path, config.base_model, modules, digest, (*config.notes, *notes), copies)
 
 
 def _modules(
-    file: Path, tensors: Mapping[str, torch.Tensor], config: AdapterConfig
-) -> tuple[dict[str, LoraFactors], list[str]]:
-    """Factors by module, and notes."""
+    file: Path, tensors: Mapping[str, torch.Tensor], config: AdapterConfig, shown: int | None
+) -> tuple[dict[str, LoraFactors], dict[str, torch.Tensor], list[str]]:
+    """Factors by module, copies of base weights by parameter path, and notes."""
     pairs, others = _sort(file, tensors)
-    notes = _check_others(file, others)
+    copied = _copies(others, pairs)
+    notes = _check_others(file, [name for name in others if name not in copied], shown)
+    if copied:
+        notes.append(f"{_list(list(copied.values()))} saved along as in the base model, compared when composing")
     if not pairs:
         raise UnsupportedAdapterError(f"{file.name} holds no LoRA factors, the first tensor is {next(iter(tensors))!r}")
-    _refuse(file, [fault for module, pair in pairs.items() for fault in _pair_faults(module, pair, tensors)])
+    _refuse(file, [fault for module, pair in pairs.items() for fault in _pair_faults(module, pair, tensors)], shown)
     factors = {module: (tensors[pair["A"][0]], tensors[pair["B"][0]]) for module, pair in pairs.items()}
     faults, still = _value_faults(factors)
-    _refuse(file, faults)
+    _refuse(file, faults, shown)
     if still:
         notes.append(f"{len(still)} of {len(factors)} modules have an all-zero B A, no direction: {_list(still)}")
     modules = {module: LoraFactors(A, B, config.scaling(module, A.shape[0])) for module, (A, B) in factors.items()}
-    return modules, notes + _differences(modules, config)
+    copies = {path: tensors[name] for name, path in copied.items()}
+    return modules, copies, notes + _differences(modules, config)
 
 
 def _sort(file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
@@ -100,7 +105,15 @@ def _sort(file: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, di
     return pairs, others
 
 
-def _check_others(file: Path, others: Sequence[str]) -> list[str]:
+def _copies(others: Sequence[str], adapted: Container[str]) -> dict[str, str]:
+    """Parameter path in the base model by tensor name, for frozen weights of adapted modules that were saved along."""
+    found = {name: place for name in others if (place := parse_copy(name)) is not None and place[0] in adapted}
+    # A bias alone is a trained one: a copy of a module comes with its weight.
+    whole = {module for module, kind in found.values() if kind == "weight"}
+    return {name: f"{module}.{kind}" for name, (module, kind) in found.items() if module in whole}
+
+
+def _check_others(file: Path, others: Sequence[str], shown: int | None) -> list[str]:
     """Notes on tensors that are no LoRA factors; refuses those that change what is computed."""
     reason = foreign_reason(others)
     if reason:
@@ -108,8 +121,9 @@ def _check_others(file: Path, others: Sequence[str]) -> list[str]:
     replaced = [module_path(name) for name in others if not is_head(name)]
     if replaced:
         raise UnsupportedAdapterError(
-            f"unsupported: {file.name} replaces base weights (modules_to_save or trained biases), which a mix of "
-            f"adapters cannot apply: {_list(replaced)}"
+            f"unsupported: {file.name} replaces base weights (modules_to_save, trained biases, or embeddings that "
+            "save_pretrained(..., save_embedding_layers=False) would leave out), which a mix of adapters cannot apply: "
+            f"{_list(replaced, shown=shown)}"
         )
     heads = dict.fromkeys(module_path(name).rsplit(".", 1)[0] for name in others)
     return [f"modules_to_save: {_list(list(heads))} ignored, a mix has no task head"] if heads else []
@@ -175,13 +189,13 @@ def _endings(module: str) -> set[str]:
     return {".".join(parts[start:]) for start in range(len(parts))}
 
 
-def _refuse(file: Path, faults: Sequence[str]) -> None:
+def _refuse(file: Path, faults: Sequence[str], shown: int | None) -> None:
     """Raise once for all faults of a file."""
     if faults:
-        raise UnsupportedAdapterError(f"{file.name}: {_list(faults, separator='; ')}")
+        raise UnsupportedAdapterError(f"{file.name}: {_list(faults, '; ', shown)}")
 
 
-def _list(items: Sequence[str], separator: str = ", ") -> str:
-    """The first few of many, with how many are left."""
-    more = f"{separator}and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return separator.join(items[:_SHOWN]) + more
+def _list(items: Sequence[str], separator: str = ", ", shown: int | None = SHOWN) -> str:
+    """The first few of many, with how many are left; all where ``shown`` is None."""
+    left = 0 if shown is None else len(items) - shown
+    return separator.join(items[:shown]) + (f"{separator}and {left} more" if left > 0 else "")

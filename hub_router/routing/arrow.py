@@ -66,7 +66,9 @@ class Arrow:
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`; SpectR's Eq. 5."""
-        scores = linear(x, tensors["P"]).abs()  # [..., C]
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        wide = torch.promote_types(x.dtype, torch.float32)
+        # In half precision one score in a few dozen would tie with another, and the earlier adapter would win.
+        with torch.autocast(x.device.type, enabled=False):
+            scores = linear(x.to(wide), tensors["P"].to(wide)).abs()  # [..., C]
         chosen = top_k(scores, self.top_k)  # [..., K]
         return Gates(torch.softmax(scores.gather(-1, chosen) / self.temperature, dim=-1), chosen)

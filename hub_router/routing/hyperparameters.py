@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any
@@ -21,10 +21,12 @@ class Rule:
     Args:
         valid (str): the rule in words, e.g. ``an integer of at least 1``.
         accepts (Callable[[Any], bool]): whether a value obeys it.
+        plain (Callable[[Any], Any]): makes of a value that obeys, such as NumPy's, the built-in one that JSON can hold.
     """
 
     valid: str
     accepts: Callable[[Any], bool]
+    plain: Callable[[Any], Any]
 
 
 def integer(default: int, *, at_least: int, help: str) -> Any:
@@ -42,7 +44,8 @@ def integer(default: int, *, at_least: int, help: str) -> Any:
     def accepts(value: Any) -> bool:
         return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= at_least
 
-    return field(default=default, metadata={_RULE: Rule(f"an integer of at least {at_least}", accepts), _HELP: help})
+    rule = Rule(f"an integer of at least {at_least}", accepts, int)
+    return field(default=default, metadata={_RULE: rule, _HELP: help})
 
 
 def positive(default: float, *, help: str) -> Any:
@@ -57,9 +60,14 @@ def positive(default: float, *, help: str) -> Any:
     """
 
     def accepts(value: Any) -> bool:
-        return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        try:
+            return 0 < float(value) < math.inf
+        except OverflowError:
+            return False
 
-    return field(default=default, metadata={_RULE: Rule("a finite number above 0", accepts), _HELP: help})
+    return field(default=default, metadata={_RULE: Rule("a finite number above 0", accepts, float), _HELP: help})
 
 
 def choice(default: str, *, among: Sequence[str], help: str) -> Any:
@@ -73,7 +81,8 @@ def choice(default: str, *, among: Sequence[str], help: str) -> Any:
     Returns:
         Any: the field.
     """
-    rule = Rule(" or ".join(repr(name) for name in among), lambda value: value in among)
+    valid = " or ".join(repr(name) for name in among)
+    rule = Rule(valid, lambda value: isinstance(value, str) and value in among, str)
     return field(default=default, metadata={_RULE: rule, _HELP: help})
 
 
@@ -86,7 +95,7 @@ def text(*, help: str) -> Any:
     Returns:
         Any: the field.
     """
-    rule = Rule("a non-empty string", lambda value: isinstance(value, str) and value != "")
+    rule = Rule("a non-empty string", lambda value: isinstance(value, str) and value != "", str)
     return field(metadata={_RULE: rule, _HELP: help})
 
 
@@ -114,8 +123,25 @@ def help_of(hyperparameter: Any) -> str:
     return hyperparameter.metadata[_HELP]
 
 
+def invalid(method: Any, values: Mapping[str, Any]) -> list[str]:
+    """Which values break the rules of a method's hyperparameters.
+
+    Args:
+        method (Any): a method's dataclass, or an instance of it.
+        values (Mapping[str, Any]): by hyperparameter; names that the method does not have are passed over.
+
+    Returns:
+        list[str]: for each, what it got and what is valid.
+    """
+    return [
+        f"{each.name}={values[each.name]!r}, expected {rule_of(each).valid}"
+        for each in fields(method)
+        if each.name in values and not rule_of(each).accepts(values[each.name])
+    ]
+
+
 def validate(method: Any) -> None:
-    """Check all hyperparameters of a method; its dataclass calls this from ``__post_init__``.
+    """Check all hyperparameters of a method and make them built-in values; its ``__post_init__`` calls this.
 
     Args:
         method (Any): an instance of a method's dataclass.
@@ -123,10 +149,9 @@ def validate(method: Any) -> None:
     Raises:
         MethodError: names every field that breaks its rule, what it got and what is valid.
     """
-    faults = [
-        f"{each.name}={getattr(method, each.name)!r}, expected {rule_of(each).valid}"
-        for each in fields(method)
-        if not rule_of(each).accepts(getattr(method, each.name))
-    ]
-    if faults:
+    given = {each.name: getattr(method, each.name) for each in fields(method)}
+    if faults := invalid(method, given):
         raise MethodError(f"method {method.name!r} cannot use {'; '.join(faults)}")
+    for each in fields(method):
+        # The method's dataclass is frozen, also for its own __post_init__.
+        object.__setattr__(method, each.name, rule_of(each).plain(given[each.name]))

@@ -11,7 +11,7 @@ from typing import Any
 from hub_router.errors import MethodError
 from hub_router.routing.arrow import Arrow
 from hub_router.routing.base import Router
-from hub_router.routing.hyperparameters import help_of, rule_of
+from hub_router.routing.hyperparameters import help_of, invalid, rule_of
 from hub_router.routing.merged import Merged
 from hub_router.routing.no_adapter import Base
 from hub_router.routing.single import Single
@@ -127,6 +127,7 @@ def create(name: str, hyperparameters: Mapping[str, Any]) -> Router:
         if each.required and each.name not in hyperparameters
     ]
     if faults:
+        faults += invalid(_find(name), hyperparameters)
         known = ", ".join(
             each.name if each.required else f"{each.name}={each.default!r}" for each in info.hyperparameters
         )
@@ -148,7 +149,7 @@ def hyperparameters_of(router: Router) -> dict[str, Any]:
 
 def _find(name: str) -> type[Router]:
     """The class behind a name."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         close = get_close_matches(str(name), METHODS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise MethodError(f"there is no method {name!r}; methods: {', '.join(METHODS)}{hint}")

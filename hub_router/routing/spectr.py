@@ -28,6 +28,9 @@ class Spectr:
     ``score_e = ||h_e||_2``. The ``top_k`` best are summed by Eq. 13 (``merge="outputs"``) or by Eq. 10-12
     (``merge="factors"``, which needs candidates of equal rank).
 
+    In half precision ``h`` is the product that B multiplies, rounded once; its length is summed in float32. A second,
+    float32 projection for the score alone would cost several times the adapters' own work.
+
     Args:
         top_k (int): experts per token and module.
         weights (str): ``uniform``: 1/k each; ``softmax``: of the selected scores (end of Sec. 3.3).

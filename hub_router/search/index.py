@@ -51,7 +51,6 @@ class _Build:
     generation: int
     dimension: int
     rows: int
-    size_bytes: int
     trained_rows: int
     changed_rows: int
     folder: str
@@ -193,11 +192,7 @@ def _opened(index_dir: Path, state: EmbeddingState) -> SearchIndex | None:
 def _read(home: Path, build: _Build, mapped: bool) -> Any:
     """The FAISS index of a build, mapped or as a copy that may be changed."""
     path = home / build.folder / _VECTORS
-    facts = path.stat()
-    # Before it is mapped: reading beyond the end of a mapped file kills the process.
-    if facts.st_size != build.size_bytes:
-        raise OSError(f"{path} has {facts.st_size} bytes, expected {build.size_bytes}")
-    vectors = _mapped(str(path), facts.st_mtime_ns) if mapped else faiss.read_index(str(path))
+    vectors = _mapped(str(path), path.stat().st_mtime_ns) if mapped else faiss.read_index(str(path))
     if (vectors.ntotal, vectors.d) != (build.rows, build.dimension):
         raise OSError(f"{path} holds {(vectors.ntotal, vectors.d)}, expected {(build.rows, build.dimension)}")
     return vectors
@@ -279,10 +274,7 @@ def _publish(
     try:
         faiss.write_index(vectors, str(folder / _VECTORS))
         np.save(folder / _MARKS, np.stack([marks[0].astype(np.uint64), marks[1]]))
-        size = (folder / _VECTORS).stat().st_size
-        build = _Build(
-            state.encoder, state.generation, state.dimension, vectors.ntotal, size, trained, changed, folder.name
-        )
+        build = _Build(state.encoder, state.generation, state.dimension, vectors.ntotal, trained, changed, folder.name)
         draft = folder / _POINTER
         draft.write_text(json.dumps(asdict(build), indent=1))
         before = _pointer(home)

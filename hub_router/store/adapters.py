@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Text, case, cast, func, or_, select
+from sqlalchemy import ColumnElement, SQLColumnExpression, Text, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
 from hub_router.records import AdapterDetails, AdapterRecord, FileFacts, Sample
@@ -15,7 +18,7 @@ from hub_router.store.features import embedding_counts, load_spectra
 from hub_router.store.rows import adapter_rows, chunks, fetch, plain, records, to_record
 from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, AdapterSample, Repo
 
-__all__ = ["Filters", "count", "details", "find", "ids", "list_records", "records", "samples", "to_record"]
+__all__ = ["Filters", "count", "details", "find", "ids", "list_records", "records", "samples", "to_record", "values"]
 
 READY = ("ready",)
 
@@ -68,6 +71,42 @@ def count(session: Session, filters: Filters | None = None, statuses: Sequence[s
     statement = select(func.count()).select_from(Adapter)
     statement = statement.where(Adapter.current.is_(True), *_conditions(filters, statuses))
     return session.execute(statement).scalar_one()
+
+
+def values(session: Session, statuses: Sequence[str] = READY) -> dict[str, Mapping[str, int]]:
+    """Which values each filter can be given, with the number of adapters that have it.
+
+    Args:
+        session (Session): a session of the store.
+        statuses (Sequence[str]): statuses of the adapters counted.
+
+    Returns:
+        dict[str, Mapping[str, int]]: by field of :class:`Filters`, most frequent values first; ``status`` counts the
+        adapters of every status.
+    """
+    current = Adapter.current.is_(True)
+    wanted = (current, Adapter.status.in_(tuple(statuses)))
+
+    def counts(value: SQLColumnExpression[Any], *conditions: ColumnElement[bool]) -> Counter[str]:
+        statement = select(value, func.count()).select_from(Adapter).where(*conditions, value.is_not(None))
+        return Counter({row[0]: row[1] for row in plain(session, statement.group_by(value))})
+
+    def label_counts(kind: str) -> Counter[str]:
+        return counts(AdapterLabel.value, AdapterLabel.adapter_id == Adapter.id, AdapterLabel.kind == kind, *wanted)
+
+    ranks: Counter[str] = Counter()
+    for listed, number in counts(cast(Adapter.ranks, Text), *wanted).items():
+        ranks.update({str(rank): number for rank in json.loads(listed)})
+    found = {
+        "status": counts(Adapter.status, current),
+        "base_model": counts(func.coalesce(Adapter.base_model_resolved, Adapter.base_model), *wanted),
+        "licence": counts(Adapter.licence, *wanted),
+        "rank": ranks,
+        "target": label_counts("target"),
+        "tag": label_counts("tag"),
+    }
+    # By name first, for sorting by number keeps the order of equal ones.
+    return {name: dict(Counter(dict(sorted(counted.items()))).most_common()) for name, counted in found.items()}
 
 
 def ids(

@@ -279,8 +279,8 @@ def load_embeddings(
         adapter_ids (Sequence[int] | None): only these adapters; default all, served or not.
 
     Returns:
-        tuple[np.ndarray, np.ndarray]: catalog ids int64 ``(N,)``, vectors float32 ``(N, D)``; ordered by adapter, and
-        within one as :func:`embedded_texts`.
+        tuple[np.ndarray, np.ndarray]: catalog ids int64 ``(N,)``, vectors float32 ``(N, D)``; ordered by adapter, kind
+        and position.
     """
     state = embedding_state(session, encoder)
     statement = select(TextEmbedding.adapter_id, TextEmbedding.vector).where(TextEmbedding.encoder == encoder)
@@ -293,29 +293,6 @@ def load_embeddings(
             rows += plain(session, statement.where(TextEmbedding.adapter_id.in_(chunk)).order_by(*order)).all()
     owners = np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
     return owners, matrix_from_bytes([row[1] for row in rows], state.dimension if state else 0)
-
-
-def embedded_texts(session: Session, encoder: str, adapter_ids: Sequence[int]) -> dict[int, list[tuple[str, str]]]:
-    """The texts behind the vectors of some adapters.
-
-    Args:
-        session (Session): a session of the store.
-        encoder (str): the encoder's name.
-        adapter_ids (Sequence[int]): catalog ids.
-
-    Returns:
-        dict[int, list[tuple[str, str]]]: by adapter, (kind, text) in the order of :func:`load_embeddings`.
-    """
-    texts: dict[int, list[tuple[str, str]]] = {}
-    for chunk in chunks(sorted({int(adapter_id) for adapter_id in adapter_ids})):
-        statement = (
-            select(TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.text)
-            .where(TextEmbedding.encoder == encoder, TextEmbedding.adapter_id.in_(chunk))
-            .order_by(TextEmbedding.adapter_id, TextEmbedding.kind, TextEmbedding.position)
-        )
-        for adapter_id, kind, text in session.execute(statement):
-            texts.setdefault(adapter_id, []).append((kind, text))
-    return texts
 
 
 def embedding_counts(session: Session, adapter_id: int) -> dict[str, int]:

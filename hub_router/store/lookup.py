@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import heapq
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, and_, case, func, or_, select
 from sqlalchemy.orm import Session
 
 from hub_router.errors import NotInCatalogError
+from hub_router.records import RepoRecord, standing
 from hub_router.store.tables import Adapter, Repo
+from hub_router.store.unserved import unserved
 
 _REVISION = re.compile(r"[0-9a-f]{4,64}")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)+", re.ASCII)
+_FAULTS = ("unsupported", "gated", "missing", "failed", "renamed")
 _SHOWN = 10
+# Names that a misspelt one is compared with letter by letter, which takes a good part of a millisecond each.
+_COMPARED = 100
 
 
 class _Candidate(NamedTuple):
@@ -124,7 +131,8 @@ def _candidates(session: Session, matches: ColumnElement[bool], revision: str | 
 def _only(ref: str, found: Sequence[_Candidate], revision: str | None) -> int:
     if len(found) > 1:
         ready = [candidate for candidate in found if candidate.status == "ready"]
-        found = ready if len(ready) == 1 else found
+        there = [candidate for candidate in found if candidate.status != "missing"]
+        found = ready if len(ready) == 1 else there or found
     if len(found) == 1:
         return found[0].id
     names = [f"{entry.ref}@{entry.revision[:12]}" if revision else entry.ref for entry in found]
@@ -139,13 +147,15 @@ def _absent(session: Session, name: str, revision: str | None) -> str:
     """Why nothing fits: never seen, superseded, or gone from the Hub; with the names that come closest."""
     asked = f"{name}@{revision}" if revision else name
     spellings = _spellings(name)
-    known = session.execute(
-        select(Repo.state, Repo.reason, Repo.renamed_to).where(Repo.repo_id.in_(spellings), Repo.state != "ok")
-    ).first()
-    if known is not None:
-        moved = f", it is now {known.renamed_to}" if known.renamed_to else ""
-        reason = f": {known.reason}" if known.reason else ""
-        return f"{asked!r} has no adapter in the catalog; its last sync ended as {known.state}{moved}{reason}"
+    known = _without_adapters(session, spellings)
+    if known:
+        whole = {spelling.lower() for spelling in spellings}
+        ends = "; ".join(
+            f"{'its last sync' if repo.repo_id.lower() in whole else f'the last sync of {repo.repo_id}'} ended as "
+            f"{_end(repo)}"
+            for repo in known[:_SHOWN]
+        )
+        return f"{asked!r} has no adapter in the catalog; {ends}"
     splits = [split for spelling in spellings for split in _splits(spelling)]
     versions = session.scalars(
         select(Adapter.revision)
@@ -159,14 +169,33 @@ def _absent(session: Session, name: str, revision: str | None) -> str:
     names = session.scalars(
         select(full_name()).select_from(Adapter).join(Repo, Repo.id == Adapter.repo_pk).where(Adapter.current.is_(True))
     ).all()
+    add = f"hub-router sync {name if _HUB_NAME.fullmatch(name) else 'OWNER/REPO, or a folder'}"
     if not names:
-        return f"{asked!r} is not in the catalog, which is empty; add it with: hub-router sync {name}"
+        return f"{asked!r} is not in the catalog, which is empty; add it with: {add}"
     close = closest(name, names, short=lambda entry: entry.rsplit("/", 1)[-1])
     hint = f"; closest: {', '.join(close)}" if close else ""
     return (
         f"{asked!r} is not among the {len(names)} adapters in the catalog{hint}; see: hub-router list, or add it with: "
-        f"hub-router sync {name}"
+        f"{add}"
     )
+
+
+def _without_adapters(session: Session, spellings: Sequence[str]) -> list[RepoRecord]:
+    """The repositories without adapters that a name may stand for: by full name, else by the last parts of one."""
+    if not spellings:
+        return []
+    name = func.lower(Repo.repo_id)
+    owned = ["/".join(spelling.lower().split("/")[:2]) for spelling in spellings]
+    whole = or_(name.in_([entry.lower() for entry in spellings]), and_(Repo.source == "hub", name.in_(owned)))
+    ending = Repo.repo_id.iendswith(f"/{spellings[0].lstrip('/')}", autoescape=True)
+    return unserved(session, _FAULTS, whole) or unserved(session, _FAULTS, ending)
+
+
+def _end(repo: RepoRecord) -> str:
+    if repo.renamed_to is None:
+        return standing(repo.status, repo.reason)
+    reason = "" if repo.renamed_to in repo.reason else f": {repo.reason}"
+    return f"{repo.status}, it is now {repo.renamed_to}{reason}"
 
 
 def closest(wanted: str, names: Sequence[str], short: Callable[[str], str] = str) -> list[str]:
@@ -180,9 +209,16 @@ def closest(wanted: str, names: Sequence[str], short: Callable[[str], str] = str
     Returns:
         list[str]: best first.
     """
-    spelled: dict[str, Any] = {}
+    spelled: dict[str, str] = {}
     for name in names:
         spelled.setdefault(name.lower(), name)
         spelled.setdefault(short(name).lower(), name)
-    close = difflib.get_close_matches(wanted.lower(), list(spelled), n=5, cutoff=0.6)
+    asked = wanted.lower()
+    pairs = {asked[i : i + 2] for i in range(len(asked) - 1)}
+
+    def alike(name: str) -> float:
+        return sum(pair in name for pair in pairs) / (len(asked) + len(name))
+
+    likely = heapq.nlargest(_COMPARED, spelled, key=alike)
+    close = difflib.get_close_matches(asked, likely, n=5, cutoff=0.6)
     return list(dict.fromkeys(spelled[entry] for entry in close))

@@ -9,7 +9,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from hub_router.errors import HubRouterError, MethodError, NotInCatalogError
-from hub_router.records import AdapterRecord, CompositionRecord, Spectrum
+from hub_router.records import AdapterRecord, CompositionRecord, Spectrum, standing
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
@@ -39,7 +39,9 @@ def select(session: Session, adapters: Mapping[str, AdapterRef] | Iterable[Adapt
     ]
     if not found:
         raise MethodError("a composition needs at least one adapter, got none; find some with: hub-router search TEXT")
-    unusable = [f"{record.ref}: {record.status}: {record.reason}" for _, record in found if record.status != "ready"]
+    unusable = [
+        f"{record.ref}: {standing(record.status, record.reason)}" for _, record in found if record.status != "ready"
+    ]
     if unusable:
         raise NotInCatalogError("adapters that cannot be composed:\n" + "\n".join(f"  - {row}" for row in unusable))
     short = Counter(record.name for label, record in found if label is None)
@@ -95,7 +97,7 @@ def usable(session: Session, name: str) -> CompositionRecord:
     for member in composition.members:
         record = member.adapter
         if record.status != "ready":
-            faults.append(f"{member.name} ({record.ref}): {record.status}: {record.reason}")
+            faults.append(f"{member.name} ({record.ref}): {standing(record.status, record.reason)}")
         elif record.weights_hash != member.weights_hash:
             faults.append(f"{member.name} ({record.ref}): its weights changed since it was composed")
         elif not record.path.is_dir():

@@ -22,6 +22,7 @@ PROSE_CHARACTERS = 32_000
 LABEL_CHARACTERS = 512
 LABELS = 200
 _DEPTH = 20
+_DERIVED = re.compile(r"(?:base_model|dataset|license|region):.*|peft|safetensors", re.DOTALL)
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
 # Lines of the Hub's card template, which PEFT writes along with every adapter; what is left is what somebody wrote.
 _UNFILLED = re.compile(
@@ -96,6 +97,42 @@ def merge_cards(cards: Sequence[Card]) -> Card:
         prose=next((card.prose for card in cards if card.prose), ""),
         notes=tuple(note for card in cards for note in card.notes),
     )
+
+
+def hub_card(data: object, tags: object) -> Card:
+    """What the Hub states about a repository beside its files.
+
+    Args:
+        data (object): ``cardData`` of the Hub's answer.
+        tags (object): ``tags`` of the Hub's answer.
+
+    Returns:
+        Card: licence, from the tag ``license:...`` where the data names none, and tags without those that the Hub
+            derives from the base model, datasets, licence, format and region.
+    """
+    labels = _labels(tags)
+    licence = _licence(data) if isinstance(data, dict) else UNKNOWN_LICENCE
+    if licence == UNKNOWN_LICENCE:
+        licence = _licence({"license": [label.removeprefix("license:") for label in labels if label[:8] == "license:"]})
+    written = _labels(data.get("tags")) if isinstance(data, dict) else ()
+    return Card(
+        licence=licence,
+        tags=tuple(dict.fromkeys((*written, *(label for label in labels if not _DERIVED.fullmatch(label)))))[:LABELS],
+    )
+
+
+def with_hub(card: Card, hub: Card) -> Card:
+    """A README's card, completed by what the Hub states.
+
+    Args:
+        card (Card): of the README; its licence comes first.
+        hub (Card): from :func:`hub_card`.
+
+    Returns:
+        Card: with the tags of both.
+    """
+    licence = hub.licence if card.licence == UNKNOWN_LICENCE else card.licence
+    return replace(card, licence=licence, tags=tuple(dict.fromkeys((*card.tags, *hub.tags)))[:LABELS])
 
 
 def clean_prose(text: str) -> str:

@@ -9,6 +9,8 @@ one-line reason.
 
 from __future__ import annotations
 
+import logging
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +32,7 @@ from hub_router.sync.failures import HELD_BACK, UNEXPECTED, Refusal, TooManyAtte
 from hub_router.sync.hubrecords import RepoInfo, TreeFile, parse_repo_info, parse_tree_file
 
 T = TypeVar("T")
-_EXPAND = ("author", "downloads", "gated", "lastModified", "likes", "sha")
+_EXPAND = ("author", "cardData", "downloads", "gated", "lastModified", "likes", "sha", "tags")
 _MAX_PAGES = 10_000
 
 
@@ -71,6 +73,7 @@ class _Guard:
 
 _GUARD: ContextVar[_Guard | None] = ContextVar("hub_router_download", default=None)
 _HOOKS = threading.Lock()
+_LOGGERS = ("huggingface_hub.file_download", "huggingface_hub.utils._http")
 
 
 class Cancelled(Exception):  # noqa: N818 - not an error
@@ -323,7 +326,7 @@ class HubClient:
                     failure = failure.final(UnreachableError(text))
                 if not failure.passing or tries == self.options.retries:
                     self._note(failed=failure.counts)
-                    raise failure.error from error
+                    raise failure.after(tries + 1).error from error
                 chosen = min(self.options.backoff * 2**tries, self.options.max_backoff)
                 if self._stop.wait(chosen if wait is None else wait):
                     raise Cancelled from error
@@ -347,11 +350,18 @@ class HubClient:
                     "request": [*hooks["request"], _before],
                     "response": [*hooks["response"], _after],
                 }
+            for name in _LOGGERS:
+                logging.getLogger(name).addFilter(_is_not_ours)
         token = _GUARD.set(_Guard(self))
         try:
             yield
         finally:
             _GUARD.reset(token)
+
+
+def _is_not_ours(record: logging.LogRecord) -> bool:
+    """Log filter: what goes wrong in a guarded download is told by its outcome, not by huggingface_hub's warnings."""
+    return _GUARD.get() is None
 
 
 def _before(request: httpx2.Request) -> None:
@@ -366,7 +376,10 @@ def _before(request: httpx2.Request) -> None:
     guard.seen[key] = guard.seen.get(key, 0) + 1
     # A HEAD is repeated by the client's own loop; a broken GET is resumed by huggingface_hub.
     if guard.seen[key] > (1 if request.method == "HEAD" else options.retries + 1):
-        raise TooManyAttempts(guard.seen[key] - 1, options.timeout, resumed=request.method == "GET")
+        start = re.match(r"bytes=(\d+)-", key[2])
+        raise TooManyAttempts(
+            guard.seen[key] - 1, options.timeout, request.method == "GET", int(start[1]) if start else 0
+        )
 
 
 def _after(response: httpx2.Response) -> None:

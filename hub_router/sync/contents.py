@@ -11,7 +11,7 @@ from hub_router.store.known import KnownAdapter
 from hub_router.store.repos import AdapterFields
 from hub_router.sync.client import HubClient
 from hub_router.sync.describe import Inspect, describe
-from hub_router.sync.discover import AdapterFolder, find_adapters, unsafe_paths
+from hub_router.sync.discover import AdapterFolder, find_adapters, is_within, unsafe_paths
 from hub_router.sync.download import download_adapter
 from hub_router.sync.hubrecords import RepoInfo, TreeFile
 from hub_router.sync.plan import Wanted
@@ -32,13 +32,14 @@ class Contents:
     unsafe: int = 0
 
 
-def look(client: HubClient, info: RepoInfo, within: Sequence[str]) -> Contents:
+def look(client: HubClient, info: RepoInfo, within: Sequence[str], asked: Sequence[str]) -> Contents:
     """Find the adapters of a repository at a commit; for a gated one, find out whether it lets this user in.
 
     Args:
         client (HubClient): connection.
         info (RepoInfo): repository and commit.
-        within (Sequence[str]): folders asked for.
+        within (Sequence[str]): folders asked for now or before, which name the checkpoints to keep.
+        asked (Sequence[str]): folders asked for now.
 
     Returns:
         Contents: adapters, and the listing to verify downloads against.
@@ -55,7 +56,9 @@ def look(client: HubClient, info: RepoInfo, within: Sequence[str]) -> Contents:
         client.repo_info(info.id)
         raise HubError(f"{info.id}: commit {info.sha} is gone, the repository changed just now; sync again") from None
     sizes = {path: file.size for path, file in tree.items()}
-    folders = tuple(find_adapters(sizes, within))
+    folders = tuple(
+        folder for folder in find_adapters(sizes, within) if any(is_within(folder.subfolder, top) for top in asked)
+    )
     first = next((path for folder in folders for path in folder.files), None)
     if info.gated and first is not None:
         client.check_access(info.id, info.sha, first)
@@ -80,15 +83,15 @@ def check_access(client: HubClient, info: RepoInfo, adapters: Sequence[KnownAdap
 
 
 def fetch(
-    client: HubClient, inspect: Inspect, wanted: Wanted, sha: str, folder: AdapterFolder, contents: Contents
+    client: HubClient, inspect: Inspect, wanted: Wanted, info: RepoInfo, folder: AdapterFolder, contents: Contents
 ) -> AdapterFields:
     """Download, verify and describe one adapter.
 
     Args:
         client (HubClient): connection.
         inspect (Inspect): reads config and tensors.
-        wanted (Wanted): repository.
-        sha (str): commit.
+        wanted (Wanted): what was asked for.
+        info (RepoInfo): repository and commit.
         folder (AdapterFolder): the adapter.
         contents (Contents): the repository's listing.
 
@@ -98,8 +101,8 @@ def fetch(
     Raises:
         HubError: a file cannot be downloaded or verified.
     """
-    path, files = download_adapter(client, wanted.repo_id, sha, folder, contents.tree)
-    return describe(path, folder, files, inspect, task=wanted.task, base_model=wanted.base_model)
+    path, files = download_adapter(client, wanted.repo_id, info.sha, folder, contents.tree)
+    return describe(path, folder, files, inspect, task=wanted.task, base_model=wanted.base_model, hub=info.card)
 
 
 def is_on_disk(adapter: KnownAdapter) -> bool:

@@ -10,7 +10,7 @@ from hub_router.errors import UnsupportedAdapterError
 from hub_router.records import AdapterFacts
 from hub_router.store.repos import AdapterFields, FileFields
 from hub_router.sync.base_model import resolve_base_model
-from hub_router.sync.card import CARD_BYTES, Card, merge_cards, parse_card
+from hub_router.sync.card import CARD_BYTES, Card, merge_cards, parse_card, with_hub
 from hub_router.sync.discover import CARD, AdapterFolder
 from hub_router.sync.download import HashedFile
 from hub_router.sync.samples import read_samples
@@ -27,6 +27,7 @@ def describe(
     *,
     task: str = "",
     base_model: str | None = None,
+    hub: Card | None = None,
 ) -> AdapterFields:
     """Read config, weights' headers, cards and samples of one adapter.
 
@@ -37,20 +38,22 @@ def describe(
         inspect (Inspect): reads config and tensors; raises UnsupportedAdapterError.
         task (str): task that a manifest states, put before the card's text.
         base_model (str | None): base model that a manifest states, for adapters that name none themselves.
+        hub (Card | None): licence and tags that the Hub states.
 
     Returns:
         AdapterFields: with ``reason`` instead of facts where the adapter cannot be used.
     """
     depth = len(folder.subfolder.split("/")) if folder.subfolder else 0
     top = path.parents[depth - 1] if depth else path
-    cards = [_card(top / file.path) for file in files if file.path.rsplit("/", 1)[-1] == CARD]
-    card = merge_cards(cards)
+    card = read_cards(top, [file.path for file in files])
+    card = with_hub(card, hub) if hub else card
     samples, notes = read_samples(path)
     reason, facts = "", None
     try:
         facts = _storable_facts(inspect(path))
     except UnsupportedAdapterError as error:
-        reason = storable(str(error))
+        # The status says that much already.
+        reason = storable(str(error).removeprefix("unsupported: "))
     stated = facts.base_model if facts else None
     return AdapterFields(
         subfolder=folder.subfolder,
@@ -62,10 +65,23 @@ def describe(
         tags=card.tags,
         datasets=card.datasets,
         card_text="\n\n".join(text for text in (f"Task: {task}" if task else "", card.prose) if text),
-        notes=(*folder.notes, *card.notes, *notes),
+        notes=(*((folder.skipped,) if folder.skipped else ()), *folder.notes, *card.notes, *notes),
         files=tuple(FileFields(file.path, file.size, file.sha256, file.hub_hash) for file in files),
         samples=samples,
     )
+
+
+def read_cards(top: Path, paths: Sequence[str]) -> Card:
+    """One card from those among an adapter's files.
+
+    Args:
+        top (Path): folder that the paths are relative to.
+        paths (Sequence[str]): the adapter's files; cards from the nearest to the top.
+
+    Returns:
+        Card: merged, empty where there is none.
+    """
+    return merge_cards([_card(top / path) for path in paths if path.rsplit("/", 1)[-1] == CARD])
 
 
 def _card(location: Path) -> Card:

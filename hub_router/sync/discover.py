@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hub_router.sync.card import CARD_BYTES
 from hub_router.sync.samples import SAMPLE_FILE_BYTES, SPLITS
@@ -18,6 +18,7 @@ CONFIG = "adapter_config.json"
 CONFIG_BYTES = 1_000_000
 CARD = "README.md"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_NAMED = 10
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class AdapterFolder:
         files (tuple[str, ...]): paths needed, from the top of the tree; cards of parent folders included.
         problem (str): why it cannot be used, known from names and sizes alone; empty if it may be usable.
         notes (tuple[str, ...]): files left out, and why.
+        skipped (str): one line about the checkpoints that this adapter stands for; empty if there are none.
     """
 
     subfolder: str
     files: tuple[str, ...]
     problem: str = ""
     notes: tuple[str, ...] = ()
+    skipped: str = ""
 
 
 def find_adapters(sizes: Mapping[str, int], within: Sequence[str] = ("",)) -> list[AdapterFolder]:
@@ -60,7 +63,14 @@ def find_adapters(sizes: Mapping[str, int], within: Sequence[str] = ("",)) -> li
     for top in within:
         below = {folder for folder in adapters if is_within(folder, top)}
         chosen |= _without_old_checkpoints(below, top)
-    return [_folder(folder, folders) for folder in sorted(chosen)]
+    skipped: dict[str, list[str]] = {}
+    for folder in (folder for folder in adapters - chosen if any(is_within(folder, top) for top in within)):
+        parent, checkpoint = _checkpoint(folder) or ("", folder)
+        skipped.setdefault(parent, []).append(checkpoint)
+    return [
+        replace(_folder(folder, folders), skipped=_skipped(skipped.get(_place(folder, adapters), ())))
+        for folder in sorted(chosen)
+    ]
 
 
 def is_within(folder: str, top: str) -> bool:
@@ -76,6 +86,27 @@ def unsafe_paths(sizes: Mapping[str, int]) -> list[str]:
 def _is_junk(path: str) -> bool:
     """Hidden files and the shadow files that macOS archives carry."""
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+
+
+def _checkpoint(folder: str) -> tuple[str, str] | None:
+    """The folder above the first ``checkpoint-N`` on the way to an adapter, and that checkpoint's own path."""
+    parts = folder.split("/")
+    depth = next((depth for depth, part in enumerate(parts) if _CHECKPOINT.fullmatch(part)), None)
+    return None if depth is None else ("/".join(parts[:depth]), "/".join(parts[: depth + 1]))
+
+
+def _place(folder: str, adapters: set[str]) -> str:
+    """The folder whose skipped checkpoints an adapter stands for: its own, or the one above it as a checkpoint."""
+    found = _checkpoint(folder)
+    return found[0] if found and found[0] not in adapters else folder
+
+
+def _skipped(checkpoints: Sequence[str]) -> str:
+    if not checkpoints:
+        return ""
+    names = sorted(set(checkpoints), key=lambda path: (len(path), path))
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"older checkpoints skipped: {', '.join(names[:_NAMED])}{more}; name one to sync it"
 
 
 def _without_old_checkpoints(adapters: set[str], top: str) -> set[str]:

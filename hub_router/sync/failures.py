@@ -6,6 +6,7 @@ one of them hides its cause; :mod:`hub_router.sync.client` is the only user of t
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -40,11 +41,16 @@ class Refusal(Exception):  # noqa: N818 - an answer, turned into an error by dia
 
 
 class TooManyAttempts(Exception):  # noqa: N818 - as above
-    """huggingface_hub repeated a request without progress; ``resumed`` if it had spent all tries."""
+    """huggingface_hub repeated a request without progress; ``resumed`` if it had spent all tries.
 
-    def __init__(self, attempts: int, timeout: float, resumed: bool) -> None:
+    Raised while the last try's failure is handled, so that is its context. ``start`` is the first byte asked for.
+    """
+
+    def __init__(self, attempts: int, timeout: float, resumed: bool, start: int = 0) -> None:
         super().__init__(f"no complete answer in {attempts} tries of {timeout:g} s")
+        self.attempts = attempts
         self.resumed = resumed
+        self.start = start
 
 
 # InvalidURL is raised for an endpoint that is no URL; the plain Python errors come from answers of an unexpected shape.
@@ -84,6 +90,10 @@ class Failure:
         """The same failure, not worth another try."""
         return replace(self, error=error, passing=False)
 
+    def after(self, tries: int) -> Failure:
+        """The same failure, whose text says how often it was tried if that was more than once."""
+        return replace(self, error=type(self.error)(f"{self.error}, {tries} tries")) if tries > 1 else self
+
 
 def diagnose(what: str, error: BaseException, endpoint: str, has_token: bool) -> Failure:
     """Tell failures apart.
@@ -103,7 +113,7 @@ def diagnose(what: str, error: BaseException, endpoint: str, has_token: bool) ->
         text = f"{what}: the Hub answered {error.status}{' (rate limit)' if error.status == 429 else ''}"
         return Failure(UnreachableError(text), True, asked_wait(error.headers), True)
     if isinstance(error, TooManyAttempts):
-        return Failure(UnreachableError(f"{what}: {error}"), not error.resumed, None, True)
+        return _repeated(what, error, endpoint)
     if isinstance(error, OfflineModeIsEnabled):
         return Failure(UnreachableError(f"{what}: HF_HUB_OFFLINE is set, so the Hub is not asked"))
     # A gated repository's error is a subclass of a missing one's.
@@ -134,7 +144,7 @@ def gated(repo_id: str, endpoint: str, has_token: bool) -> GatedError:
         GatedError: says what helps.
     """
     hint = "the token has no access" if has_token else "no token was sent, set HF_TOKEN"
-    return GatedError(f"gated: accept its licence at {endpoint}/{repo_id} ({hint})")
+    return GatedError(f"{repo_id}: accept its licence at {endpoint}/{repo_id} ({hint})")
 
 
 def asked_wait(headers: Mapping[str, str]) -> float | None:
@@ -169,6 +179,38 @@ def _status(what: str, error: HfHubHTTPError, has_token: bool) -> Failure:
     return Failure(HubError(f"{what}: the Hub answered {status}: {_line(error)}"), passing=status == 416)
 
 
+def _repeated(what: str, error: TooManyAttempts, endpoint: str) -> Failure:
+    """A request that huggingface_hub repeated in vain: told by the failure of the last try."""
+    cause = error.__context__
+    while cause is not None and not isinstance(cause, httpx2.HTTPError):
+        cause = cause.__context__
+    if cause is None:
+        return Failure(UnreachableError(f"{what}: {error}"), not error.resumed, None, True)
+    if not error.resumed:
+        return _broken(what, cause, endpoint)
+    if isinstance(cause, httpx2.TimeoutException):
+        text = f"{what}: timed out after {error.start} bytes, {error}"
+    else:
+        text = f"{what}: {_cut(cause, error.start) or _connection(cause, endpoint)}, {error.attempts} tries"
+    return Failure(UnreachableError(text), False, None, True)
+
+
+def _cut(error: BaseException, start: int = 0) -> str:
+    """After how many bytes an answer ended early, empty if the error is another one."""
+    if match := re.search(r"received (\d+) bytes, expected (\d+)", str(error)):
+        return f"connection closed after {start + int(match[1])} of {start + int(match[2])} bytes"
+    if match := re.search(r"should be of size (\d+) but has size (\d+)", str(error)):
+        return f"connection closed after {match[2]} of {match[1]} bytes"
+    return ""
+
+
+def _connection(error: BaseException, endpoint: str) -> str:
+    """What happened to a connection."""
+    if "refused" in str(error).lower():
+        return f"the connection to {endpoint} failed: refused"
+    return f"the connection to {endpoint} failed ({type(error).__name__}: {_line(error)})"
+
+
 def _broken(what: str, error: BaseException, endpoint: str) -> Failure:
     """No answer, half an answer, or an answer that is no Hub's."""
     kind = type(error).__name__
@@ -182,14 +224,13 @@ def _broken(what: str, error: BaseException, endpoint: str) -> Failure:
         # Its text quotes the header, hence the token.
         return Failure(HubError(f"{what}: no valid request can be formed; is HF_TOKEN a token without blanks?"))
     if isinstance(error, httpx2.HTTPError):
-        text = f"{what}: the connection to {endpoint} failed ({kind}: {_line(error)})"
-        return Failure(UnreachableError(text), True, None, True)
+        return Failure(UnreachableError(f"{what}: {_cut(error) or _connection(error, endpoint)}"), True, None, True)
     if isinstance(error, FileMetadataError):
         return Failure(HubError(f"{what}: {endpoint} sent no commit and hash of the file; is it a Hub?"))
     if isinstance(error, OSError) and error.errno is not None:
         return Failure(HubError(f"{what}: the download cache cannot be written: {error}"))
     if isinstance(error, OSError):
-        return Failure(HubError(f"{what}: {_line(error)}"), passing=True)
+        return Failure(HubError(f"{what}: {_cut(error) or _line(error)}"), passing=True)
     if isinstance(error, ValueError):
         return Failure(HubError(f"{what}: unusable answer from {endpoint} ({kind}: {_line(error)})"), passing=True)
     return Failure(HubError(f"{what}: unexpected answer from {endpoint} ({kind}: {_line(error)})"))

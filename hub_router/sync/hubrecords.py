@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from hub_router.sync.card import Card, hub_card
 from hub_router.sync.targets import is_repo_id
 
 _SHA = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -23,6 +24,7 @@ class RepoInfo:
         last_modified (datetime | None): time of the last commit.
         downloads (int | None): downloads of the last 30 days.
         likes (int | None): likes.
+        card (Card): licence and tags that the Hub states.
     """
 
     id: str
@@ -31,6 +33,7 @@ class RepoInfo:
     last_modified: datetime | None = None
     downloads: int | None = None
     likes: int | None = None
+    card: Card = field(default_factory=Card)
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ def parse_repo_info(item: Any) -> RepoInfo | None:
         last_modified=_time(item.get("lastModified")),
         downloads=_count(item.get("downloads")),
         likes=_count(item.get("likes")),
+        card=hub_card(item.get("cardData"), item.get("tags")),
     )
 
 

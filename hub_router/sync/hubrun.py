@@ -12,6 +12,7 @@ from hub_router.errors import GatedError, HubError, HubRouterError, MissingError
 from hub_router.progress import Progress
 from hub_router.store import repos as writes
 from hub_router.store.known import KnownAdapter, KnownRepo, known_repos
+from hub_router.store.labels import Labels, held_labels, save_labels
 from hub_router.store.repos import AdapterFields, RepoFields
 from hub_router.store.runs import Outcome
 from hub_router.sync.client import HubClient
@@ -19,9 +20,10 @@ from hub_router.sync.contents import Contents, check_access, fetch, is_on_disk, 
 from hub_router.sync.describe import Inspect
 from hub_router.sync.discover import AdapterFolder, is_within
 from hub_router.sync.hubrecords import RepoInfo
-from hub_router.sync.journal import Journal
+from hub_router.sync.journal import Journal, Step
 from hub_router.sync.plan import Wanted
 from hub_router.sync.pool import WorkerPool
+from hub_router.sync.relabel import relabel
 from hub_router.sync.resolve import resolve
 
 
@@ -44,6 +46,9 @@ class _Work:
     def fields(self) -> RepoFields:
         """The repository's row as it is to be."""
         before = self.known.requested_subfolders if self.known else ()
+        if self.known and self.known.revision != self.info.sha:
+            # This run does not look at the other folders, so at this commit nothing is settled about them.
+            before = tuple(folder for folder in before if self.is_asked(folder))
         return RepoFields(
             source="hub",
             repo_id=self.info.id,
@@ -54,6 +59,10 @@ class _Work:
             downloads=self.info.downloads,
             likes=self.info.likes,
         )
+
+    def is_asked(self, folder: str) -> bool:
+        """Whether this run is to look at a folder."""
+        return any(is_within(folder, top) for top in self.wanted.subfolders)
 
     def line(self, outcome: str, reason: str = "", subfolder: str = "") -> Outcome:
         """An outcome of this repository or of one of its adapters."""
@@ -185,8 +194,22 @@ class HubRun:
         lines = [line for work in settled for line in self._standing(work)]
         rows = {work.info.id: work.known for work in settled if work.known}
         fields = [work.fields for work in settled]
-        self._journal.record(lines, partial(writes.refresh_repos, repos=fields, known=rows))
+        steps: list[Step] = [partial(writes.refresh_repos, repos=fields, known=rows)]
+        if labels := self._relabelled(settled):
+            steps.append(partial(save_labels, labels=labels))
+        self._journal.record(lines, *steps)
         return changed
+
+    def _relabelled(self, settled: Sequence[_Work]) -> dict[int, Labels]:
+        """Licences and tags that the Hub changed without a new commit, by adapter."""
+        cards = {work.known.id: work.info.card for work in settled if work.known}
+        with self._journal.store.read() as session:
+            held = held_labels(session, list(cards))
+        return {
+            row.adapter_id: labels
+            for row in held
+            if (labels := relabel(row, cards[row.repo_pk])) not in (None, row.labels)
+        }
 
     @staticmethod
     def _is_settled(work: _Work) -> bool:
@@ -194,7 +217,7 @@ class HubRun:
         known, sha = work.known, work.info.sha
         if known is None or known.revision != sha or known.state not in ("ok", "failed", "unsupported"):
             return False
-        rows = [row for row in known.adapters if row.status != "missing"]
+        rows = [row for row in known.adapters if row.status != "missing" and work.is_asked(row.subfolder)]
         return (
             set(work.wanted.subfolders) <= set(known.requested_subfolders)
             and all(row.revision == sha and row.status in ("ready", "unsupported") for row in rows)
@@ -203,15 +226,13 @@ class HubRun:
 
     @staticmethod
     def _standing(work: _Work) -> list[Outcome]:
-        rows = [
-            row for row in work.catalogued() if any(is_within(row.subfolder, top) for top in work.wanted.subfolders)
-        ]
+        rows = [row for row in work.catalogued() if work.is_asked(row.subfolder)]
         return [*map(work.standing, rows), *work.absent([row.subfolder for row in rows])]
 
     def _look(self, work: _Work) -> Contents:
         if not self._journal.dry_run:
             self._client.sweep(work.info.id)
-        return look(self._client, work.info, work.fields.subfolders)
+        return look(self._client, work.info, work.fields.subfolders, work.wanted.subfolders)
 
     def _on_contents(self, work: _Work, contents: Contents, error: BaseException | None) -> None:
         """Note what a repository holds, and queue the adapters that the catalog lacks."""
@@ -230,10 +251,11 @@ class HubRun:
                 self._save(work, AdapterFields(folder.subfolder, "", reason=folder.problem))
             elif self._journal.dry_run:
                 size = sum(contents.tree[path].size for path in folder.files)
-                lines.append(work.line(self._news(work, folder.subfolder), f"{size} bytes", folder.subfolder))
+                reason = "; ".join(part for part in (f"{size} bytes", folder.skipped) if part)
+                lines.append(work.line(self._news(work, folder.subfolder), reason, folder.subfolder))
             else:
                 work.left += 1
-                job = partial(fetch, self._client, self._inspect, work.wanted, work.info.sha, folder, contents)
+                job = partial(fetch, self._client, self._inspect, work.wanted, work.info, folder, contents)
                 self._pool.submit((work, folder), job)
         self._journal.record(lines)
 
@@ -241,12 +263,12 @@ class HubRun:
         self, work: _Work, folder: AdapterFolder, adapter: AdapterFields, error: BaseException | None
     ) -> None:
         if error is None:
-            self._save(work, adapter)
+            self._save(work, adapter, folder.skipped)
         elif isinstance(error, GatedError):
-            work.state, work.reason = "gated", str(error)
-            self._journal.record([work.line("gated", str(error), folder.subfolder)])
+            work.state, work.reason = "gated", reason_of(error, work.info.id)
+            self._journal.record([work.line("gated", work.reason, folder.subfolder)])
         else:
-            work.state, work.reason = work.state or "failed", reason_of(error)
+            work.state, work.reason = work.state or "failed", reason_of(error, work.info.id)
             self._journal.record([work.line("failed", _kept(work.reason, work.known), folder.subfolder)])
 
     @staticmethod
@@ -254,10 +276,10 @@ class HubRun:
         rows = work.known.adapters if work.known else ()
         return "updated" if any(row.subfolder == subfolder for row in rows) else "added"
 
-    def _save(self, work: _Work, adapter: AdapterFields) -> None:
+    def _save(self, work: _Work, adapter: AdapterFields, skipped: str = "") -> None:
         outcome = self._news(work, adapter.subfolder) if adapter.facts else "unsupported"
         work.ready += adapter.facts is not None
-        line = work.line(outcome, adapter.reason, adapter.subfolder)
+        line = work.line(outcome, adapter.reason or skipped, adapter.subfolder)
         self._journal.record([line], partial(writes.save_adapter, repo=work.fields, adapter=adapter))
 
     def _finish(self, work: _Work) -> None:
@@ -271,11 +293,13 @@ class HubRun:
             self._journal.record([], partial(writes.finish_repo, repo=work.fields, state="failed", reason=work.reason))
             return
         present = {folder.subfolder for folder in work.contents.folders}
-        rows = work.known.adapters if work.known else ()
+        known = work.known.adapters if work.known else ()
+        rows = [row for row in known if work.is_asked(row.subfolder)]
+        others = [row for row in known if row.status == "ready" and row not in rows]
         gone = [row.subfolder for row in rows if row.status != "missing" and row.subfolder not in present]
         reason = f"no longer in the repository at {work.info.sha}"
         lines = [work.line("missing", reason, subfolder) for subfolder in gone]
-        state, why = ("ok", "") if work.ready else ("unsupported", work.why_unusable())
+        state, why = ("ok", "") if work.ready or others else ("unsupported", work.why_unusable())
         self._journal.record(
             lines,
             partial(writes.retire_adapters, source="hub", repo_id=work.info.id, subfolders=gone, reason=reason),
@@ -284,7 +308,7 @@ class HubRun:
 
     def _unreached(self, repo_id: str, error: BaseException, known: KnownRepo | None) -> None:
         """Record why a repository could not be looked at."""
-        reason, revision = reason_of(error), known.revision if known else None
+        reason, revision = reason_of(error, repo_id), known.revision if known else None
         if isinstance(error, NoSuchRevisionError):
             self._journal.record([Outcome("hub", repo_id, "", None, "missing", reason)])
         elif isinstance(error, GatedError | MissingError):
@@ -296,18 +320,19 @@ class HubRun:
             self._journal.record([Outcome("hub", repo_id, "", revision, "failed", _kept(reason, known))], step)
 
 
-def reason_of(error: BaseException) -> str:
+def reason_of(error: BaseException, repo_id: str = "") -> str:
     """One line for a failed job; what is no error of a job's work (an interrupt) is raised.
 
     Args:
         error (BaseException): as a worker thread met it.
+        repo_id (str): repository whose outcome it is; the outcome names it, so the line does not begin with it.
 
     Returns:
         str: the message, with the exception's name where nobody wrote it for users.
     """
     if not isinstance(error, Exception):
         raise error
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).removeprefix(f"{repo_id}: ")
     return text if isinstance(error, HubRouterError) else f"{type(error).__name__}: {text}"
 
 

@@ -6,6 +6,7 @@ Each local adapter is a repository of its own, named by its absolute folder; its
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import stat
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hub_router.errors import MissingError, UnsupportedAdapterError
-from hub_router.sync.discover import AdapterFolder, find_adapters
+from hub_router.sync.discover import CONFIG, CONFIG_BYTES, AdapterFolder, find_adapters
 from hub_router.sync.download import HashedFile, hash_file
 
 MAX_FILES = 100_000
@@ -52,6 +53,8 @@ def scan(top: Path) -> list[LocalAdapter]:
         links = [path for path in files if prefix + path in outside]
         problem = f"{links[0]} is a link that leaves {top}" if links else folder.problem
         path = top.joinpath(*folder.subfolder.split("/")) if folder.subfolder else top
+        if problem and f"{prefix}{CONFIG}" not in outside and sizes[f"{prefix}{CONFIG}"] <= CONFIG_BYTES:
+            problem = "; ".join(part for part in (_config_fault(path / CONFIG), problem) if part)
         found.append(LocalAdapter(path, replace(folder, subfolder="", files=files, problem=problem)))
     return found
 
@@ -70,6 +73,15 @@ def content_revision(adapter: LocalAdapter) -> tuple[str, tuple[HashedFile, ...]
         return hashlib.sha256(adapter.folder.problem.encode()).hexdigest(), ()
     files = tuple(hash_file(adapter.path / path, path) for path in adapter.folder.files)
     return _digest(files), files
+
+
+def _config_fault(location: Path) -> str:
+    """Why a config is no JSON, empty if it is."""
+    try:
+        json.loads(location.read_bytes())
+    except (ValueError, RecursionError) as error:
+        return f"{CONFIG} is not JSON: {' '.join(str(error).split())}"
+    return ""
 
 
 def _digest(files: Sequence[HashedFile]) -> str:

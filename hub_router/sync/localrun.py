@@ -68,7 +68,7 @@ class LocalRun:
             for name, adapter in found.items():
                 self._pool.submit(name, partial(examine, adapter, known.get(name), self._inspect))
             for name, value, error in self._pool.results():
-                self._on_adapter(name, known.get(name), value, error)
+                self._on_adapter(name, known.get(name), found[name].folder.skipped, value, error)
                 advance(1)
 
     def _scan(self, top: Path) -> list[LocalAdapter]:
@@ -102,6 +102,7 @@ class LocalRun:
         self,
         name: str,
         known: KnownRepo | None,
+        skipped: str,
         value: tuple[str, AdapterFields | None],
         error: BaseException | None,
     ) -> None:
@@ -117,7 +118,8 @@ class LocalRun:
             self._journal.record([Outcome("local", name, "", revision, outcome, row.reason)])
         elif adapter is not None:
             news = "updated" if known and known.adapters else "added"
-            line = Outcome("local", name, "", revision, news if adapter.facts else "unsupported", adapter.reason)
+            outcome, reason = (news, skipped) if adapter.facts else ("unsupported", adapter.reason)
+            line = Outcome("local", name, "", revision, outcome, reason)
             fields = RepoFields("local", name, revision)
             state = "ok" if adapter.facts else "unsupported"
             self._journal.record(

@@ -204,7 +204,9 @@ def _listed(
     """Repositories of a listing, at most ``limit``; malformed entries become faults of the plan."""
     count = 0
     for infos, faults in pages:
-        plan.faults += [Outcome("hub", fault.split(":")[0], "", None, "failed", fault) for fault in faults]
+        for fault in faults:
+            name, _, reason = fault.partition(": ")
+            plan.faults.append(Outcome("hub", name, "", None, "failed", reason))
         for info in infos:
             if info.id.lower().startswith(prefix):
                 yield info

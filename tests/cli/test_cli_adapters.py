@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ def names(document: dict[str, Any]) -> list[str]:
 
 def test_list_json_has_stable_keys_and_true_values(run_json: Callable[..., Any], world: World) -> None:
     document = run_json("list")
-    assert list(document) == ["adapters"]
+    assert list(document) == ["adapters", "repositories"]
+    assert document["repositories"] == []
     by_name = {adapter["name"]: adapter for adapter in document["adapters"]}
     assert set(by_name) == set(TASKS)
     for task, (rank, targets, licence, _, _) in TASKS.items():
@@ -112,3 +114,37 @@ def test_show_of_an_unknown_adapter_names_the_nearest(run: Run) -> None:
     done = run("show", "colour", "--json", status=1)
     assert done.stdout == ""
     assert "colours" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        (["--licence", "gpl-3.0"], ["licences: mit (2), apache-2.0 (1), unknown (1)"]),
+        (["--rank", 999], ["ranks: 4 (2), 2 (1), 8 (1)"]),
+        (
+            ["--rank", 2, "--licence", "mit"],
+            ["licences: mit (2), apache-2.0 (1), unknown (1)", "ranks: 4 (2), 2 (1), 8 (1)"],
+        ),
+        (["--status", "gated"], []),
+        (["--status", "gated", "--tag", "demo"], ["tags: none"]),
+    ],
+)
+def test_filters_that_nothing_fits_are_told_what_there_is(run: Run, options: list[object], lines: list[str]) -> None:
+    done = run("list", *options)
+    assert done.stdout == ""
+    first, *rest = done.stderr.splitlines()
+    assert first.endswith("adapters that it holds: 4 ready")
+    assert sorted(rest) == lines
+
+
+def test_show_of_what_is_gone_says_so_once_and_advises_no_index(run: Run, home: Path) -> None:
+    with sqlite3.connect(home / "catalog.db") as database:
+        database.execute("UPDATE adapters SET status = 'gated', reason = 'gated: accept its licence'")
+        database.execute("DELETE FROM adapter_spectra")
+        database.execute("DELETE FROM text_embeddings")
+    shown = run("show", "moods").stdout
+    assert "status        gated: accept its licence\n" in shown
+    assert "hub-router index" not in shown
+    assert "Spectra: none\n" in shown
+    listed = run("list", "--status", "gated").stdout.splitlines()
+    assert all(line.endswith("  gated   accept its licence") for line in listed[1:])

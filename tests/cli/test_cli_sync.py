@@ -124,12 +124,43 @@ def test_failed_downloads_of_a_listing_are_status_1(console: Console, hub: Loopb
 def test_dry_run_writes_nothing(console: Console) -> None:
     summary = console.json("sync", "owner/colours", "--dry-run")
     assert (summary["dry_run"], summary["run_id"], summary["counts"]["added"]) == (True, None, 1)
-    assert console.json("list") == {"adapters": []}
+    assert console.json("list") == {"adapters": [], "repositories": []}
 
 
 def test_renamed_repository_counts_as_got(console: Console, hub: LoopbackHub) -> None:
     hub.renames["old/name"] = "owner/colours"
     assert console.json("sync", "old/name")["counts"]["added"] == 1
+
+
+def test_rename_is_told(console: Console, hub: LoopbackHub, shelf: Path) -> None:
+    console("sync", "owner/colours")
+    (shelf / "owner" / "colours").rename(shelf / "owner" / "colors")
+    hub.renames["owner/colours"] = "owner/colors"
+    assert "owner/colors: renamed from owner/colours" in console("sync", "owner/colours").stdout.splitlines()
+
+
+def test_repositories_that_gave_no_adapter_are_listed(console: Console) -> None:
+    """They have no row among the adapters, yet their status and reason can be asked for."""
+    console("sync", "--author", "owner")
+    assert console.json("list")["repositories"] == []
+    document = console.json("list", "--status", "gated", "--status", "unsupported")
+    assert document["adapters"] == []
+    told = {repo["repo_id"]: (repo["source"], repo["status"]) for repo in document["repositories"]}
+    assert told == {"owner/closed": ("hub", "gated"), "owner/empty": ("hub", "unsupported")}
+    assert all(repo["reason"] for repo in document["repositories"])
+    done = console("list", "--status", "gated")
+    heading, line = done.stdout.splitlines()
+    assert heading.split() == ["repository", "without", "adapters", "status", "reason"]
+    assert line.split()[:2] == ["owner/closed", "gated"]
+    assert not line.split()[2].startswith("gated")
+    assert done.stderr == ""
+    both = console("list", "--status", "ready", "--status", "gated").stdout.splitlines()
+    assert both.index("") == 4
+    assert len(both) == 7
+    assert len(console.json("list", "--status", "ready", "--status", "gated", "--limit", 3)["repositories"]) == 0
+    assert console.json("list", "--status", "gated", "--licence", "mit")["repositories"] == []
+    for name in ("owner/closed", "closed"):
+        assert "ended as gated: " in console("show", name, status=1).stderr
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])

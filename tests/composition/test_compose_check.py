@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from compose_models import llama
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
+from hub_router.composition.build import compose
 from hub_router.composition.check import check_fit, empty_model
 from hub_router.errors import IncompatibleAdaptersError, MissingError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
@@ -86,3 +89,40 @@ def test_empty_model_has_the_shapes_and_no_weights(tmp_path: Path) -> None:
 def test_empty_model_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="cannot be loaded"):
         empty_model(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    ("base", "named", "warns"),
+    [
+        ("org/model", "org/other", True),
+        ("org/model", "Org/Model", False),
+        ("org/model", None, False),
+        ("org/model", "a/local/folder", False),
+        ("/a/folder", "org/other", False),
+    ],
+)
+def test_adapters_of_another_base_are_warned_of_in_one_line(
+    caplog: pytest.LogCaptureFixture, base: str, named: str | None, warns: bool
+) -> None:
+    model = llama()
+    model.config._name_or_path = model.name_or_path = base
+    pool = [replace(adapter(name, "model.layers.0.self_attn.q_proj"), base_model=named) for name in "ab"]
+    check_fit(model, base, pool)
+    expected = "the base model is org/model, but adapters name another: 'a' (org/other), 'b' (org/other)"
+    assert [record.getMessage() for record in caplog.records] == ([expected] if warns else [])
+
+
+def test_encoder_decoder_models_are_refused(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 50, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4}
+    model = T5ForConditionalGeneration(T5Config(**sizes))
+    factors = LoraFactors(torch.ones(2, 32), torch.ones(32, 2), 1.0)
+    fits = LoraAdapter("a", None, None, {"encoder.block.0.layer.0.SelfAttention.q": factors}, "a")
+    model.save_pretrained(tmp_path)
+    message = "T5ForConditionalGeneration is an encoder-decoder model; this release routes causal language models"
+    for base in (model, tmp_path):
+        with pytest.raises(MissingError, match=message):
+            compose(base, [fits])
+    fresh = T5ForConditionalGeneration(T5Config(**sizes))
+    with pytest.raises(MissingError, match=message):
+        compose(fresh, [fits])
+    assert not any(module._forward_hooks for module in fresh.modules())

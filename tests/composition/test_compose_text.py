@@ -177,3 +177,7 @@ def test_closing_a_stream_stops_the_generation(arrow: RoutedModel) -> None:
     stream.close()
     assert active_count() == threads
     assert 0 < Slow.steps < 100
+
+
+def test_stream_takes_no_stopping_criteria_as_none(arrow: RoutedModel) -> None:
+    assert "".join(arrow.stream("Hi", **GREEDY, stopping_criteria=None)) == arrow.generate("Hi", **GREEDY)

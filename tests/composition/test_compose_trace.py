@@ -125,3 +125,18 @@ def test_weights_carry_no_gradient(routed: RoutedModel) -> None:
     with routed.trace() as trace:
         routed(input_ids=prompt_ids(1, 3)).logits.sum().backward()
     assert not any(weights.requires_grad for weights in trace.weights.values())
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradient_checkpointing_is_recorded_once(routed: RoutedModel, reentrant: bool) -> None:
+    ids = prompt_ids(2, 5)
+    with routed.trace() as plain:
+        routed(input_ids=ids, use_cache=False)
+    routed.model.train()
+    routed.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    with routed.trace() as trace:
+        for _ in range(2):
+            routed(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert {module: len(steps) for module, steps in trace.steps.items()} == dict.fromkeys(plain.steps, 2)
+    for module, weights in plain.weights.items():
+        assert_close(trace.weights[module], torch.cat([weights, weights], dim=1))

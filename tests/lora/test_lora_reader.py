@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from lora_files import PLAIN, PREFIX, factors, peft_adapter, write_adapter
+from lora_files import PLAIN, PREFIX, factors, peft_adapter, tiny_llama, write_adapter
 from safetensors.torch import load_file, save_file
 
 from hub_router.errors import UnsupportedAdapterError
+from hub_router.lora.facts import inspect
 from hub_router.lora.reader import read_adapter
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -235,12 +236,42 @@ def test_damaged_weights_name_the_module(tmp_path: Path, edit: str, reason: str,
     assert "\n" not in message
 
 
-def test_all_damaged_modules_are_counted(tmp_path: Path) -> None:
+def test_all_damaged_modules_are_listed_and_the_catalogs_reason_counts_them(tmp_path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     for number in range(9):
         tensors |= {f"{PREFIX}layers.{number}.q.lora_A.weight": torch.ones(2, 5)}
-    with pytest.raises(UnsupportedAdapterError, match="and 6 more"):
+    with pytest.raises(UnsupportedAdapterError) as refusal:
         read_adapter(write_adapter(tmp_path, tensors))
+    assert [f"layers.{number}.q has lora_A without lora_B" in str(refusal.value) for number in range(9)] == [True] * 9
+    with pytest.raises(UnsupportedAdapterError, match=r"layers\.2\.q has lora_A without lora_B; and 6 more$"):
+        inspect(tmp_path)
+
+
+def test_all_replaced_base_weights_are_listed(tmp_path: Path) -> None:
+    tensors = factors() | {f"{PREFIX}layers.{number}.norm.weight": torch.ones(4) for number in range(6)}
+    with pytest.raises(UnsupportedAdapterError) as refusal:
+        read_adapter(write_adapter(tmp_path, tensors))
+    assert all(f"layers.{number}.norm.weight" in str(refusal.value) for number in range(6))
+    with pytest.raises(UnsupportedAdapterError, match="and 3 more"):
+        inspect(tmp_path)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_an_adapted_head_comes_with_a_copy_of_its_frozen_weight(tmp_path: Path, safe: bool) -> None:
+    model = peft_adapter(tmp_path, target_modules=["lm_head", "q_proj"], safe=safe)
+    adapter = read_adapter(tmp_path)
+    assert_as_peft(model, tmp_path)
+    assert list(adapter.copies) == ["lm_head.weight"]
+    assert torch.equal(adapter.copies["lm_head.weight"], tiny_llama().lm_head.weight)
+    assert adapter.notes == inspect(tmp_path).notes
+    assert adapter.notes == ("lm_head.weight saved along as in the base model, compared when composing",)
+
+
+def test_a_base_layer_that_is_no_copy_is_refused(tmp_path: Path) -> None:
+    names = {"lm_head.base_layer.weight": "embeddings", "layers.0.q.base_layer.bias": "trained biases"}
+    for name, reason in names.items():
+        with pytest.raises(UnsupportedAdapterError, match=reason):
+            read_adapter(write_adapter(tmp_path / name, factors() | {PREFIX + name: torch.ones(4)}))
 
 
 def test_a_nan_in_a_tensor_too_large_to_sum_is_found_and_large_values_are_not_mistaken(tmp_path: Path) -> None:

@@ -109,3 +109,30 @@ def test_ties_go_to_the_first_adapters() -> None:
     pool = [adapter(f"adapter-{e}", {MODULE: factors}) for e in range(6)]
     case = Case(pool, list(range(6)), (5,), 24)
     check_against(Arrow(top_k=2), case, reference(case.pairs, 2, 1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cast_afterwards", [False, True])
+def test_half_precision_chooses_what_the_reference_chooses(dtype: torch.dtype, cast_afterwards: bool) -> None:
+    case = make_case([4] * 12, (500,), d_in=64)
+    update = make_update(Arrow(top_k=3), case, torch.float32 if cast_afterwards else dtype).to(dtype)
+    x = case.inputs(dtype)
+    chosen = update.router.route(update.state(), x, None).indices
+    assert chosen is not None
+    prototypes = torch.stack([torch.linalg.svd(B @ A)[2][0] for A, B in case.pairs])
+    for token, got in zip(x.double(), chosen, strict=True):
+        scores = (prototypes @ token).abs()
+        ordered = scores.sort(descending=True).values
+        # Float32 may not tell apart what differs by less.
+        if ordered[2] - ordered[3] > 1e-5 * ordered[0]:
+            assert set(got.tolist()) == set(scores.topk(3).indices.tolist())
+
+
+def test_autocast_does_not_round_the_scores() -> None:
+    case = make_case([4] * 12, (200,), d_in=64)
+    update = make_update(Arrow(top_k=3), case)
+    expected = update.router.route(update.state(), case.inputs(), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = update.router.route(update.state(), case.inputs(), None)
+    assert got.indices is not None and expected.indices is not None
+    assert torch.equal(got.indices, expected.indices)

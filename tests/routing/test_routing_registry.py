@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
+import numpy as np
 import pytest
 
 from hub_router.errors import MethodError
@@ -72,3 +76,28 @@ def test_wrong_hyperparameters_are_named(name: str, given: dict[str, object], me
 def test_methods_are_frozen() -> None:
     with pytest.raises(AttributeError):
         create("arrow", {}).top_k = 1
+
+
+def test_all_faults_are_named_at_once() -> None:
+    with pytest.raises(
+        MethodError, match=r"topk=3 is none.*temperature=-1.0, expected a finite number above 0; it takes"
+    ):
+        create("arrow", {"topk": 3, "temperature": -1.0})
+
+
+@pytest.mark.parametrize("name", [None, 3, ["arrow"]])
+def test_method_that_is_no_string_is_refused(name: Any) -> None:
+    with pytest.raises(MethodError, match=r"there is no method .*; methods: base"):
+        create(name, {})
+
+
+def test_numpy_values_become_built_in_ones() -> None:
+    given = {"top_k": np.int64(2), "temperature": np.float32(0.5)}
+    values = hyperparameters_of(create("arrow", given))
+    assert [type(each) for each in values.values()] == [int, float]
+    assert json.loads(json.dumps(values)) == {"top_k": 2, "temperature": 0.5}
+
+
+def test_integer_too_large_for_a_float_is_refused() -> None:
+    with pytest.raises(MethodError, match="expected a finite number above 0"):
+        create("arrow", {"temperature": 10**400})

@@ -178,15 +178,22 @@ def test_damaged_files_of_a_large_index_are_no_basis_for_an_update(large: World,
     assert build_of(large)["rows"] == 2 * LARGE + 1
 
 
+def test_file_that_is_cut_while_it_is_mapped(large: World, query: np.ndarray) -> None:
+    hits = found(large, query)
+    damage(large, "truncated")
+    assert found(large, query) == hits
+
+
 def test_index_of_other_vectors_is_noticed(world: World, query: np.ndarray) -> None:
-    small(world)
+    small(world, 80)
     refresh_index(world.store, world.index_dir, ENCODER)
     kept = vectors_file(world).read_bytes()
     for n, number in enumerate(list(world.entries)):
         world.embed(number, card=f"quite another card {n}", samples=[f"quite another sample {n}"])
     refresh_index(world.store, world.index_dir, ENCODER)
     vectors_file(world).write_bytes(kept)
-    assert found(world, query) == expected(world, query)
+    assert found(world, query, 3) == expected(world, query, 3)
+    assert vectors_file(world).read_bytes() != kept
 
 
 def test_catalog_that_was_deleted_and_made_anew(tmp_path: Path, query: np.ndarray) -> None:

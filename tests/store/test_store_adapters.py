@@ -12,7 +12,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from hub_router.records import AdapterRecord, FileFacts, Sample, Spectrum
-from hub_router.store.adapters import Filters, count, details, find, ids, list_records, records, samples
+from hub_router.store.adapters import Filters, count, details, find, ids, list_records, records, samples, values
 from hub_router.store.features import Embedding, save_embeddings, save_spectra
 from hub_router.store.session import Store
 from hub_router.store.tables import Adapter, AdapterFile, AdapterSample
@@ -98,6 +98,10 @@ def test_filters(store: Store, pool: dict[str, int], filters: Filters, expected:
         assert {record.id for record in list_records(session, filters)} == wanted
         assert count(session, filters) == len(wanted)
         found = ids(session, filters)
+        every = [*range(100, 0, -1), *range(101, 2500)]
+        assert ids(session, filters, among=every).tolist() == sorted(wanted)
+        assert ids(session, filters, among=[pool["sst2"], 999]).tolist() == sorted(wanted & {pool["sst2"]})
+        assert ids(session, filters, among=[]).tolist() == []
     assert found.dtype == np.int64
     assert found.tolist() == sorted(wanted)
 
@@ -244,3 +248,24 @@ def test_details(store: Store, add_adapter: Any) -> None:
     assert [sample.input for sample in found.samples] == ["sample 0", "sample 1", "test 0", "test 1"]
     assert list(found.spectra) == ["m"]
     assert found.embeddings == {"enc": 3}
+
+
+def test_values_of_the_filters(store: Store, add_adapter: Any) -> None:
+    with store.write() as session:
+        add_adapter(session, "a/one", ranks=(4, 8), labels={"tag": ("x", "y"), "target": ("q_proj",)})
+        add_adapter(session, "a/two", ranks=(8,), licence="apache-2.0", labels={"tag": ("y",)})
+        add_adapter(session, "a/three", licence="apache-2.0", base_model="Other", base_model_resolved=None)
+        add_adapter(session, "a/old", licence="gpl", current=False)
+        add_adapter(session, "a/gated", licence="bsd", ranks=(64,), status="gated")
+    with store.read() as session:
+        found = values(session)
+        gated = values(session, ("gated",))
+    assert {name: list(counts.items()) for name, counts in found.items()} == {
+        "status": [("ready", 3), ("gated", 1)],
+        "base_model": [("org/base", 2), ("Other", 1)],
+        "licence": [("apache-2.0", 2), ("mit", 1)],
+        "rank": [("8", 3), ("4", 1)],
+        "target": [("q_proj", 1)],
+        "tag": [("y", 2), ("x", 1)],
+    }
+    assert (gated["licence"], gated["rank"], gated["tag"]) == ({"bsd": 1}, {"64": 1}, {})

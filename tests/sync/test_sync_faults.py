@@ -95,7 +95,7 @@ def test_file_that_stays_wrong_is_not_kept(bench: Bench, name: str) -> None:
     summary = bench.sync(author="ann")
     assert outcomes(summary) == {"ann/one": "failed", "ann/two": "added"}
     kind = "sha256" if "adapter" in name else "git blob sha1"
-    assert f"ann/one: {name}: {kind} is " in reasons(summary)
+    assert f"{name}: {kind} is " in reasons(summary)
     assert "downloaded twice, not kept" in reasons(summary)
     cached = bench.folder / "cache/models--ann--one"
     repo = bench.hub.shelf.get("ann/one")
@@ -130,7 +130,7 @@ def test_one_repository_that_is_down_does_not_stop_the_others(bench: Bench) -> N
     bench.hub.faults.add(Fault("/api/models/ann/b/tree", status=503))
     summary = bench.sync(author="ann")
     assert outcomes(summary) == {"ann/a": "added", "ann/b": "failed", "ann/c": "added"}
-    assert "ann/b: the Hub answered 503" in reasons(summary)
+    assert "the Hub answered 503, 3 tries" in reasons(summary)
     assert not summary.ok
 
 
@@ -312,7 +312,7 @@ def test_endless_redirect_and_forbidden(bench: Bench) -> None:
     bench.hub.renames["ann/one"] = "ann/one"
     assert "redirected without end" in reasons(bench.sync("ann/one"))
     bench.hub.faults.add(Fault("/api/models/ann/two", status=403))
-    assert "ann/two: the Hub answered 403" in reasons(bench.sync("ann/two"))
+    assert "the Hub answered 403" in reasons(bench.sync("ann/two"))
 
 
 def test_file_without_a_stated_hash_cannot_be_verified(bench: Bench) -> None:
@@ -332,3 +332,22 @@ def test_cache_that_cannot_be_written(bench: Bench) -> None:
     summary = bench.sync("ann/one")
     assert outcomes(summary) == {"ann/one": "failed"}
     assert "cache" in reasons(summary)
+
+
+def test_cause_of_a_broken_download_is_told_and_nothing_else_is_logged(
+    bench: Bench, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.repo("ann/one")
+    repo = bench.hub.shelf.get("ann/one")
+    assert repo is not None
+    size = repo.files["adapter_model.safetensors"].size
+    bench.hub.faults.add(Fault(WEIGHTS, method="GET", truncate=0))
+    summary = bench.sync("ann/one")
+    assert outcomes(summary) == {"ann/one": "failed"}
+    assert reasons(summary) == f"adapter_model.safetensors: connection closed after 0 of {size} bytes, 3 tries"
+    assert "Error while downloading" not in capfd.readouterr().err + caplog.text
+
+
+def test_refused_connection_is_called_refused(bench: Bench) -> None:
+    bench.options = replace(bench.options, endpoint="http://127.0.0.1:9")
+    assert "the connection to http://127.0.0.1:9 failed: refused, 3 tries" in reasons(bench.sync("ann/one"))

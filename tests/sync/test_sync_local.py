@@ -139,3 +139,12 @@ def test_unreadable_folder_is_a_failure_not_a_loss(bench: Bench) -> None:
     finally:
         (top / "x").chmod(0o755)
     assert bench.rows()[str(top / "x" / "y")][0] == "ready"
+
+
+def test_config_that_does_not_parse_is_named_before_missing_weights(bench: Bench) -> None:
+    folder = bench.folder / "mine"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{broken")
+    text = reasons(bench.sync(folder))
+    assert text.startswith("adapter_config.json is not JSON: ")
+    assert "no adapter_model.safetensors" in text

@@ -124,7 +124,7 @@ def test_subfolder_and_later_another_one(bench: Bench) -> None:
     for name in ("x", "y", "z"):
         bench.repo(f"ann/many/{name}", seed=ord(name))
     assert outcomes(bench.sync("ann/many/x")) == {"ann/many/x": "added"}
-    assert outcomes(bench.sync("ann/many/y")) == {"ann/many/x": "unchanged", "ann/many/y": "added"}
+    assert outcomes(bench.sync("ann/many/y")) == {"ann/many/y": "added"}
     bench.asked()
     assert outcomes(bench.sync("ann/many/x", "ann/many/y")) == {"ann/many/x": "unchanged", "ann/many/y": "unchanged"}
     assert len(bench.asked()) == 1
@@ -266,7 +266,7 @@ def test_revision_that_does_not_exist_changes_nothing(bench: Bench) -> None:
     bench.sync("ann/one")
     summary = bench.sync("ann/one@nope")
     assert outcomes(summary) == {"ann/one": "missing"}
-    assert reasons(summary) == "ann/one: no such revision: nope"
+    assert reasons(summary) == "no such revision: nope"
     assert bench.rows() == {"ann/one": ("ready", "")}
 
 
@@ -278,7 +278,7 @@ def test_wider_request_cut_short_is_not_taken_for_done(bench: Bench) -> None:
     assert outcomes(bench.sync("ann/many/y"))["ann/many/y/2"] == "failed"
     bench.hub.faults.clear()
     assert outcomes(bench.sync("ann/many/y")) == {
-        **dict.fromkeys(("ann/many/x", "ann/many/y/1"), "unchanged"),
+        "ann/many/y/1": "unchanged",
         "ann/many/y/2": "added",
     }
 
@@ -461,3 +461,33 @@ def test_progress_is_reported_per_repository(bench: Bench) -> None:
         "Checking repositories 3": 3,
         "Fetching adapters 3": 3,
     }
+
+
+def test_named_folder_of_a_known_repository_is_all_that_is_reported_and_fetched(bench: Bench) -> None:
+    for name in ("run", "other"):
+        bench.repo(f"ann/many/{name}", seed=ord(name[0]))
+    bench.sync("ann/many")
+    assert outcomes(bench.sync("ann/many/zz")) == {"ann/many/zz": "missing"}
+    for name in ("run", "other"):
+        bench.repo(f"ann/many/{name}", seed=ord(name[0]) + 1)
+    bench.asked()
+    assert outcomes(bench.sync("ann/many/run")) == {"ann/many/run": "updated"}
+    assert not any("/other/" in entry for entry in bench.asked())
+    assert set(bench.rows().values()) == {("ready", "")}
+    assert outcomes(bench.sync("ann/many")) == {
+        "ann/many/run": "unchanged",
+        "ann/many/other": "updated",
+    }
+
+
+def test_older_checkpoints_are_named_by_the_one_that_is_kept(bench: Bench) -> None:
+    for step in (10, 9, 20):
+        bench.repo(f"ann/run/out/checkpoint-{step}", seed=step)
+    summary = bench.sync("ann/run")
+    text = "older checkpoints skipped: out/checkpoint-9, out/checkpoint-10; name one to sync it"
+    assert outcomes(summary) == {"ann/run/out/checkpoint-20": "added"}
+    assert reasons(summary) == text
+    assert text in bench.adapter("ann/run", "out/checkpoint-20").notes
+    assert outcomes(bench.sync("ann/run/out/checkpoint-9")) == {"ann/run/out/checkpoint-9": "added"}
+    local = bench.sync(bench.folder / "hub/ann/run/out")
+    assert reasons(local) == "older checkpoints skipped: checkpoint-9, checkpoint-10; name one to sync it"
