@@ -1,4 +1,4 @@
-"""Search over 100,000 adapters without the encoder: time per query, recall against an exact scan, and what changes cost.
+"""Search over 100,000 adapters without the encoder: time per query, recall against an exact scan, cost of a change.
 
 Synthetic rows: adapters gather around topics of unequal size, a card and a sample of one adapter are two views of its
 task, and a query is a third view, so that the nearest adapter has a cosine of about 0.6, as between real task texts.

@@ -44,7 +44,7 @@ def test_upgrade_creates_and_is_idempotent(tmp_path: Path) -> None:
         assert set(document) == {"url", "before", "after", "applied"}
         assert (document["before"], document["after"]) == (before, head(home))
         assert bool(document["applied"]) == applied
-    assert json.loads(invoke(["list", "--json", "--home", str(home)]).stdout) == {"adapters": []}
+    assert json.loads(invoke(["list", "--json", "--home", str(home)]).stdout) == {"adapters": [], "repositories": []}
 
 
 def test_a_newer_database_is_refused_everywhere(run: Run, home: Path) -> None:

@@ -218,7 +218,7 @@ def test_module_entry_point(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout) == {"adapters": []}
+    assert json.loads(done.stdout) == {"adapters": [], "repositories": []}
 
 
 def test_ctrl_c_in_a_real_process_is_status_130(tmp_path: Path) -> None:
