@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import ORIGINAL_TRANSFORMER_MODELS
@@ -113,8 +113,12 @@ def load_encoder(name: str | None = None) -> Encoder:
     try:
         # The clients below this call wait and retry for minutes where nothing answers; one short question tells.
         HfApi().model_info(repo_id, timeout=PROBE_SECONDS)
+    except RepositoryNotFoundError as error:
+        gave = "no such model, or a private or gated one"
+        raise _unavailable(asked, f"{missing}, and the Hub at {ENDPOINT} gave: {gave}") from error
     except Exception as error:
-        raise _unavailable(asked, f"{missing}, and the Hub at {ENDPOINT} gave: {_first_line(error)}") from error
+        gave = _first_line(error).rstrip(".")
+        raise _unavailable(asked, f"{missing}, and the Hub at {ENDPOINT} gave: {gave}") from error
     return _wrap(repo_id, _load(asked, repo_id, local=False))
 
 
