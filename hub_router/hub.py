@@ -407,6 +407,10 @@ class Hub:
         with self.store.read() as session:
             composition = selection.usable(session, name)
             features = selection.features(session, composition)
+            tasks = {
+                member.name: adapter_queries.samples(session, member.adapter.id, split="test")[:samples]
+                for member in composition.members
+            }
         chosen = list(dict.fromkeys(methods or ("base", OWN, "uniform", composition.method)))
         settings = {
             method: (method, composition.hyperparameters if method == composition.method else {}) for method in chosen
@@ -414,11 +418,6 @@ class Hub:
         for method, hyperparameters in settings.values():
             if method != OWN:
                 create(method, hyperparameters)
-        with self.store.read() as session:
-            tasks = {
-                member.name: adapter_queries.samples(session, member.adapter.id, split="test")[:samples]
-                for member in composition.members
-            }
         pool = self._read(composition)
         model, tokenizer = self._base(composition.base_model, device)
         return compare(model, tokenizer, pool, tasks, settings, features=features, progress=self.progress)
