@@ -65,6 +65,7 @@ class Repo(Base):
     revision: Mapped[str | None] = mapped_column(String(64))
     requested_revision: Mapped[str | None] = mapped_column(String(255))
     requested_subfolders: Mapped[list[str] | None] = mapped_column(JSON)
+    requested_checkpoints: Mapped[str] = mapped_column(String(16), default="newest", server_default="newest")
     state: Mapped[str] = mapped_column(String(16), default="ok")
     reason: Mapped[str] = mapped_column(Text, default="")
     renamed_to: Mapped[str | None] = mapped_column(String(1024))
@@ -95,6 +96,9 @@ class Adapter(Base):
     path: Mapped[str] = mapped_column(Text)
     base_model: Mapped[str | None] = mapped_column(String(1024))
     base_model_resolved: Mapped[str | None] = mapped_column(String(1024))
+    base_model_revision: Mapped[str | None] = mapped_column(String(64))
+    base_model_confidence: Mapped[str] = mapped_column(String(16), default="none", server_default="none")
+    base_model_evidence: Mapped[list[str]] = mapped_column(JSON, default=list, server_default="[]")
     licence: Mapped[str] = mapped_column(String(255), default="unknown", index=True)
     peft_type: Mapped[str] = mapped_column(String(64), default="")
     rank_min: Mapped[int | None] = mapped_column(Integer)
@@ -141,8 +145,25 @@ class AdapterFile(Base):
     hub_hash: Mapped[str | None] = mapped_column(String(64))
 
 
+class BaseModelChoice(Base):
+    """What the user says about base models: ``kind`` is ``adapter`` (``pattern`` is its reference) or ``rule``.
+
+    A rule's ``pattern`` is a shell pattern for ``base_model_name_or_path`` as adapters state it.
+    """
+
+    __tablename__ = "base_model_choices"
+
+    kind: Mapped[str] = mapped_column(String(16), primary_key=True)
+    pattern: Mapped[str] = mapped_column(String(1024), primary_key=True)
+    base_model: Mapped[str] = mapped_column(String(1024))
+    created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=utcnow)
+
+
 class AdapterSample(Base):
-    """An example of the adapter's task; ``split`` is ``sample`` (routing, search) or ``test`` (evaluation)."""
+    """An example of the adapter's task; ``split`` is ``sample`` (routing, search) or ``test`` (evaluation).
+
+    ``given`` marks what a user added: it stays when the repository brings other samples.
+    """
 
     __tablename__ = "adapter_samples"
 
@@ -152,6 +173,7 @@ class AdapterSample(Base):
     input: Mapped[str] = mapped_column(Text)
     output: Mapped[str] = mapped_column(Text, default="")
     origin: Mapped[str] = mapped_column(String(255))
+    given: Mapped[bool] = mapped_column(Boolean, default=False, server_default=false())
 
 
 class AdapterSpectrum(Base):

@@ -29,6 +29,7 @@ from hub_router.store.tables import (
     AdapterSample,
     AdapterSpectrum,
     Base,
+    BaseModelChoice,
     Composition,
     CompositionMember,
     EncoderState,
@@ -40,12 +41,12 @@ from hub_router.store.tables import (
 )
 
 # A later migration in miniature: rebuilding the parent of most tables is what loses rows when done wrongly.
-SECOND = """
+NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 branch_labels = None
 depends_on = None
 
@@ -66,12 +67,12 @@ def downgrade():
 @pytest.fixture
 def newer(tmp_path: Path) -> Path:
     """The application's migrations and one more."""
-    return with_second(tmp_path / "newer", extra="pass")
+    return with_next(tmp_path / "newer", extra="pass")
 
 
-def with_second(folder: Path, extra: str) -> Path:
+def with_next(folder: Path, extra: str) -> Path:
     shutil.copytree(bundled("migrations"), folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0002_add_note.py").write_text(SECOND.format(extra=extra))
+    (folder / "versions" / "0003_add_note.py").write_text(NEXT.format(extra=extra))
     return folder
 
 
@@ -124,6 +125,7 @@ def fill(url: str, add_adapter: Any) -> None:
                 prototypes,
                 AdapterFile(adapter_id=adapter, path="adapter_config.json", size_bytes=2**40, sha256="f"),
                 AdapterSample(adapter_id=adapter, split="sample", position=0, input="in", output="out", origin="o"),
+                BaseModelChoice(kind="rule", pattern="/models/llama*", base_model="org/base"),
                 AdapterSpectrum(module="m", singular_values=b"\0\0\0\0", **key),
                 EncoderState(encoder="e", dimension=1, generation=3),
                 TextEmbedding(
@@ -189,7 +191,7 @@ def test_upgrade_of_a_filled_database_keeps_every_row(database_url: str, newer: 
     before = counts(database_url)
     assert min(before.values()) >= 1
     status = schema.upgrade(database_url, newer)
-    assert (status.state, status.current, status.head) == ("current", "0002", "0002")
+    assert (status.state, status.current, status.head) == ("current", "0003", "0003")
     assert counts(database_url) == before
     engine = open_engine(parse_url(database_url))
     with engine.connect() as connection:
@@ -208,12 +210,12 @@ def test_upgrade_of_a_current_database_changes_nothing(database_url: str, add_ad
 def test_behind_is_refused_with_the_way_out(database_url: str, newer: Path) -> None:
     schema.prepare(database_url)
     status = schema.status(database_url, newer)
-    assert (status.state, status.current, status.head, status.pending) == ("behind", "0001", "0002", ("0002",))
+    assert (status.state, status.current, status.head, status.pending) == ("behind", "0002", "0003", ("0003",))
     with pytest.raises(SchemaError) as caught:
         schema.prepare(database_url, newer)
     message = str(caught.value)
     file = parse_url(database_url).database
-    for part in ("0001", "0002", f"copy {file}", "hub-router db upgrade"):
+    for part in ("0002", "0003", f"copy {file}", "hub-router db upgrade"):
         assert part in message
     assert schema.status(database_url).state == "current"
 
@@ -224,7 +226,7 @@ def test_ahead_is_refused_with_the_way_out(database_url: str, newer: Path) -> No
     for refused in (schema.prepare, schema.upgrade, open_store):
         with pytest.raises(SchemaError) as caught:
             refused(database_url)
-        for part in ("0001", "0002", "backup", "hub-router db upgrade", "pip install --upgrade hub-router"):
+        for part in ("0002", "0003", "backup", "hub-router db upgrade", "pip install --upgrade hub-router"):
             assert part in str(caught.value)
 
 
@@ -241,7 +243,7 @@ def test_foreign_database_is_left_alone(tmp_path: Path, with_revision: bool) -> 
     for refused in (schema.prepare, schema.upgrade):
         with pytest.raises(SchemaError) as caught:
             refused(url)
-        for part in ("9f3c" if with_revision else "none", "0001", "not a catalog's", "hub-router db upgrade", "-wal"):
+        for part in ("9f3c" if with_revision else "none", "0002", "not a catalog's", "hub-router db upgrade", "-wal"):
             assert part in str(caught.value)
     assert schema.status(url).state == "foreign"
     assert described(url) == before
@@ -250,7 +252,7 @@ def test_foreign_database_is_left_alone(tmp_path: Path, with_revision: bool) -> 
 def test_failed_migration_leaves_the_database_as_it_was(database_url: str, tmp_path: Path, add_adapter: Any) -> None:
     fill(database_url, add_adapter)
     before, rows = described(database_url), counts(database_url)
-    broken = with_second(tmp_path / "broken", extra='raise RuntimeError("half-way")')
+    broken = with_next(tmp_path / "broken", extra='raise RuntimeError("half-way")')
     with pytest.raises(RuntimeError, match="half-way"):
         schema.upgrade(database_url, broken)
     assert described(database_url) == before
@@ -261,7 +263,7 @@ def test_failed_migration_leaves_the_database_as_it_was(database_url: str, tmp_p
 def test_migration_that_orphans_rows_is_undone(database_url: str, tmp_path: Path, add_adapter: Any) -> None:
     fill(database_url, add_adapter)
     rows = counts(database_url)
-    orphaning = with_second(tmp_path / "orphaning", extra='op.execute("DELETE FROM repos")')
+    orphaning = with_next(tmp_path / "orphaning", extra='op.execute("DELETE FROM repos")')
     with pytest.raises(SchemaError, match=r"1 rows refer to rows that do not exist \(adapters -> repos\)"):
         schema.upgrade(database_url, orphaning)
     assert counts(database_url) == rows
@@ -270,7 +272,7 @@ def test_migration_that_orphans_rows_is_undone(database_url: str, tmp_path: Path
 
 def test_status_creates_nothing(tmp_path: Path) -> None:
     status = schema.status(f"sqlite:///{tmp_path / 'home' / 'catalog.db'}")
-    assert (status.state, status.current, status.head, status.pending) == ("empty", None, "0001", ("0001",))
+    assert (status.state, status.current, status.head, status.pending) == ("empty", None, "0002", ("0001", "0002"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,7 @@
-"""Hub: the catalog and the engine in one object; the only place where the two halves meet."""
+"""Hub: the catalog and the engine in one object. This package is the only place where the two halves meet.
+
+The class says what can be done; what takes both halves to do lies in one file per noun beside it.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from hub_router.errors import HubRouterError, NotInCatalogError, UnsupportedAdapterError
+from hub_router.errors import HubRouterError, NotInCatalogError
+from hub_router.hub import composing
+from hub_router.hub.indexing import index_spectra
 from hub_router.progress import SILENT, Progress
 from hub_router.records import AdapterDetails, AdapterFacts, AdapterRecord, CompositionRecord, IndexSummary, RepoRecord
 from hub_router.settings import Settings
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
-from hub_router.store import schema, selection
+from hub_router.store import schema
 from hub_router.store.adapters import Filters
 from hub_router.store.schema import SchemaStatus
 from hub_router.store.selection import AdapterRef
@@ -24,7 +29,6 @@ from hub_router.store.unserved import unserved
 if TYPE_CHECKING:
     from hub_router.composition.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
-    from hub_router.lora.adapter import LoraAdapter
     from hub_router.routing.registry import MethodInfo
     from hub_router.search.ranking import Hit
     from hub_router.sync.run import SyncSummary
@@ -127,7 +131,7 @@ class Hub:
         from hub_router.search.encoder import load_encoder
         from hub_router.search.index import refresh_index
 
-        spectra, failed = self._index_spectra()
+        spectra, failed = index_spectra(self.store, self.progress)
         chosen = load_encoder(self._encoder_name(encoder))
         embedded = embed_missing(self.store, chosen, self.progress)
         refresh_index(self.store, self.settings.index_dir, chosen.name)
@@ -280,31 +284,7 @@ class Hub:
             IncompatibleAdaptersError: lists every mismatch.
             MethodError: the method or a setting is unknown or unusable.
         """
-        from hub_router.composition.assemble import stack
-        from hub_router.composition.check import empty_model
-        from hub_router.composition.pool import check_pool, read_pool
-        from hub_router.routing.registry import create
-
-        if not name.strip() or name != name.strip():
-            raise HubRouterError(f"composition name {name!r} is empty or padded, expected a word such as 'reviews'")
-        with self.store.read() as session:
-            members = selection.select(session, adapters)
-        router = create(method, hyperparameters)
-        base = base_model or selection.common_base(members)
-        pool, unreadable = read_pool({label: record.path for label, record in members.items()})
-        check_pool(empty_model(base), base, pool, unreadable)
-        router.check(stack(pool))
-        with self.store.write() as session:
-            composition_queries.save(
-                session,
-                name,
-                base_model=base,
-                method=method,
-                hyperparameters=hyperparameters,
-                members=[(label, record.id, record.weights_hash) for label, record in members.items()],
-                replace=replace,
-            )
-            return composition_queries.load(session, name)
+        return composing.define(self.store, name, adapters, method, base_model, replace, hyperparameters)
 
     def compose(
         self,
@@ -368,16 +348,7 @@ class Hub:
         Raises:
             NotInCatalogError: no composition of that name, or a member is no longer served.
         """
-        with self.store.read() as session:
-            composition = selection.usable(session, name)
-            features = selection.features(session, composition)
-        from hub_router.composition.build import compose
-
-        pool = self._read(composition)
-        model, tokenizer = self._base(composition.base_model, device)
-        return compose(
-            model, pool, composition.method, tokenizer=tokenizer, features=features, **composition.hyperparameters
-        )
+        return composing.load(self.store, name, device)
 
     def evaluate(
         self,
@@ -401,56 +372,7 @@ class Hub:
         Returns:
             Comparison: rows by task, columns by method.
         """
-        from hub_router.evaluate.comparison import OWN, compare
-        from hub_router.routing.registry import create
-
-        with self.store.read() as session:
-            composition = selection.usable(session, name)
-            features = selection.features(session, composition)
-            tasks = {
-                member.name: adapter_queries.samples(session, member.adapter.id, split="test")[:samples]
-                for member in composition.members
-            }
-        chosen = list(dict.fromkeys(methods or ("base", OWN, "uniform", composition.method)))
-        settings = {
-            method: (method, composition.hyperparameters if method == composition.method else {}) for method in chosen
-        }
-        for method, hyperparameters in settings.values():
-            if method != OWN:
-                create(method, hyperparameters)
-        pool = self._read(composition)
-        model, tokenizer = self._base(composition.base_model, device)
-        return compare(model, tokenizer, pool, tasks, settings, features=features, progress=self.progress)
-
-    @staticmethod
-    def _read(composition: CompositionRecord) -> Sequence[LoraAdapter]:
-        """The members' weights, after a check that the files still hold what was composed."""
-        from hub_router.composition.pool import read_pool
-
-        pool, unreadable = read_pool({member.name: member.adapter.path for member in composition.members})
-        if unreadable:
-            raise UnsupportedAdapterError("\n".join(unreadable))
-        changed = [
-            f"  - {member.name}: {member.adapter.path}"
-            for member, adapter in zip(composition.members, pool, strict=True)
-            if adapter.weights_hash != member.weights_hash
-        ]
-        if changed:
-            lines = "\n".join(changed)
-            raise NotInCatalogError(
-                f"adapter files changed since composition {composition.name!r} was stored:\n{lines}\n"
-                f"run hub-router sync on them, then: hub-router compose {composition.name} --replace ..."
-            )
-        return pool
-
-    @staticmethod
-    def _base(reference: str, device: str | None) -> tuple[Any, Any]:
-        """Base model and tokenizer by Hub id or folder."""
-        import torch
-
-        from hub_router.composition.base_model import load_base
-
-        return load_base(reference, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return composing.evaluate(self.store, name, methods, samples, device, self.progress)
 
     def _encoder_name(self, encoder: str | None) -> str | None:
         """The encoder asked for, else the one that the catalog is indexed with, else None (the default)."""
@@ -460,29 +382,6 @@ class Hub:
             return encoder
         with self.store.read() as session:
             return indexed_encoder(session)
-
-    def _index_spectra(self) -> tuple[int, tuple[tuple[str, str], ...]]:
-        """Spectra of every adapter that lacks current ones; one that cannot be read does not stop the rest."""
-        from hub_router.lora.reader import read_adapter
-        from hub_router.lora.spectrum import spectra
-
-        with self.store.read() as session:
-            stale = feature_queries.stale_spectra(session)
-        failed: list[tuple[str, str]] = []
-        with self.progress.task("spectra", len(stale)) as advance:
-            for record in stale:
-                try:
-                    adapter = read_adapter(record.path, record.name)
-                    if adapter.weights_hash != record.weights_hash:
-                        raise UnsupportedAdapterError(f"its files changed since; run: hub-router sync {record.ref}")
-                    computed = list(spectra(adapter))
-                except (UnsupportedAdapterError, OSError) as error:
-                    failed.append((record.ref, str(error)))
-                else:
-                    with self.store.write() as session:
-                        feature_queries.save_spectra(session, record.id, adapter.weights_hash, computed)
-                advance(1)
-        return len(stale) - len(failed), tuple(failed)
 
 
 def _inspect(folder: Path) -> AdapterFacts:
