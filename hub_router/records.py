@@ -27,6 +27,8 @@ class ModuleFacts:
         d_in (int): input width of the adapted linear map.
         d_out (int): output width of the adapted linear map.
         scaling (float): factor on B A (alpha/r, or alpha/sqrt(r) for rsLoRA).
+        lookup (bool): the module is an embedding, ``d_in`` its vocabulary.
+        dora (bool): the update scales the rows of the map as well (DoRA).
     """
 
     name: str
@@ -34,6 +36,8 @@ class ModuleFacts:
     d_in: int
     d_out: int
     scaling: float
+    lookup: bool = False
+    dora: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class AdapterFacts:
         rslora (bool): whether scaling is alpha/sqrt(r).
         weight_files (tuple[str, ...]): weight files used, relative to the folder.
         notes (tuple[str, ...]): what a user should know, such as a module without direction (all-zero B).
+        base_class (str | None): class of the base model that it was trained on, where the config names it.
     """
 
     peft_type: str
@@ -63,6 +68,7 @@ class AdapterFacts:
     rslora: bool = False
     weight_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    base_class: str | None = None
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -188,6 +194,14 @@ def standing(status: str, reason: str) -> str:
     return ": ".join(part for part in (status, bare_reason(status, reason)) if part)
 
 
+SAMPLE_SPLITS = ("sample", "test")
+# Of one split of one adapter: at most this many that the user gave, as many that sync found, and as many shown.
+SAMPLES_PER_SPLIT = 1_000
+# Of what a user gives at once: so many are kept by default, and never fewer than HiLoRA compares.
+SAMPLES_GIVEN = 200
+SAMPLES_LEAST = 20
+
+
 @dataclass(frozen=True)
 class Sample:
     """One example of an adapter's task.
@@ -197,12 +211,14 @@ class Sample:
         output (str): the expected answer.
         split (str): ``sample`` for routing and search, ``test`` for evaluation.
         origin (str): where it came from, e.g. ``samples.jsonl``.
+        given (bool): whether the user added it, so that it stays when the repository brings other samples.
     """
 
     input: str
     output: str
     split: str = "sample"
     origin: str = "samples.jsonl"
+    given: bool = False
 
 
 @dataclass(frozen=True)

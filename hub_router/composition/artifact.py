@@ -3,7 +3,7 @@
 ::
 
     composition.json       manifest: format, method, adapters, base model, hashes
-    factors.safetensors    every adapter's A and B as stored, in their own dtypes; scalings are in the manifest
+    factors.safetensors    every adapter's tensors as stored, in their own dtypes; scalings are in the manifest
     state.safetensors      what the method made of them: router tensors, factors of its own; the base's loose buffers
     tokenizer/  base/      the tokenizer; the base model where it has no folder or Hub id to come back from
 """
@@ -15,7 +15,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hub_router.composition.assemble import stack
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.reference import describe_base, loose_buffers
 from hub_router.errors import ArtifactError
-from hub_router.lora.adapter import LoraAdapter, LoraFactors
+from hub_router.lora.adapter import LoraAdapter, LoraFactors, SavedParameter
 from hub_router.lora.bank import ModuleBank
 from hub_router.routing.base import Prepared, Router
 from hub_router.routing.candidates import select
@@ -38,9 +38,10 @@ FACTORS = "factors.safetensors"
 STATE = "state.safetensors"
 TOKENIZER = "tokenizer"
 FORMAT = "hub-router composition"
-VERSION = 1
+VERSION = 2
 # No module path holds a space, so these keys never meet those of the router state.
 _BUFFER = "base buffer/"
+_SAVED = "base parameter/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +167,14 @@ def _prepared(name: str, entry: Mapping[str, Any], bank: ModuleBank, state: Mapp
     """One module's router state, as it was when saved."""
     experts = tuple(entry["experts"])
     if entry["own_factors"]:
-        chosen = ModuleBank(name, state[f"{name}/A"], state[f"{name}/B"], tuple(entry["ranks"]), experts)
+        chosen = replace(
+            bank,
+            A=state[f"{name}/A"],
+            B=state[f"{name}/B"],
+            ranks=tuple(entry["ranks"]),
+            experts=experts,
+            extras={expert: extra for expert, extra in bank.extras.items() if expert in experts},
+        )
     else:
         chosen = select(bank, [bank.experts.index(expert) for expert in experts])
     tensors = {key: state[f"{name}/router/{key}"] for key in entry["tensors"]}
@@ -190,8 +198,8 @@ def _write_factors(path: Path, adapters: Sequence[LoraAdapter]) -> list[dict[str
     tensors: dict[str, torch.Tensor] = {}
     for number, adapter in enumerate(adapters):
         for module, factors in adapter.modules.items():
-            tensors[f"{number}/{module}/A"] = factors.A
-            tensors[f"{number}/{module}/B"] = factors.B
+            tensors |= {f"{number}/{module}/{what}": tensor for what, tensor in factors.tensors.items()}
+        tensors |= {f"{number}/{_SAVED}{path}": parameter.value for path, parameter in adapter.saved.items()}
     _save(tensors, path)
     return [
         {
@@ -201,6 +209,8 @@ def _write_factors(path: Path, adapters: Sequence[LoraAdapter]) -> list[dict[str
             "weights_hash": adapter.weights_hash,
             "notes": list(adapter.notes),
             "scaling": {module: factors.scaling for module, factors in adapter.modules.items()},
+            "lookups": [module for module, factors in adapter.modules.items() if factors.lookup],
+            "saved": {path: parameter.apart for path, parameter in adapter.saved.items()},
         }
         for adapter in adapters
     ]
@@ -208,12 +218,28 @@ def _write_factors(path: Path, adapters: Sequence[LoraAdapter]) -> list[dict[str
 
 def _adapter(number: int, entry: Mapping[str, Any], factors: Mapping[str, torch.Tensor]) -> LoraAdapter:
     """One adapter back from the manifest and the factors file."""
+    lookups = frozenset(entry["lookups"])
     modules = {
-        module: LoraFactors(factors[f"{number}/{module}/A"], factors[f"{number}/{module}/B"], scaling)
+        module: LoraFactors(
+            factors[f"{number}/{module}/A"],
+            factors[f"{number}/{module}/B"],
+            scaling,
+            factors.get(f"{number}/{module}/magnitude"),
+            factors.get(f"{number}/{module}/bias"),
+            module in lookups,
+        )
         for module, scaling in entry["scaling"].items()
     }
-    path = None if entry["path"] is None else Path(entry["path"])
-    return LoraAdapter(entry["name"], path, entry["base_model"], modules, entry["weights_hash"], tuple(entry["notes"]))
+    saved = {path: SavedParameter(factors[f"{number}/{_SAVED}{path}"], apart) for path, apart in entry["saved"].items()}
+    return LoraAdapter(
+        entry["name"],
+        None if entry["path"] is None else Path(entry["path"]),
+        entry["base_model"],
+        modules,
+        entry["weights_hash"],
+        tuple(entry["notes"]),
+        saved=saved,
+    )
 
 
 def _write_state(
@@ -222,8 +248,9 @@ def _write_state(
     """The state file, and the manifest's entry for each module."""
     tensors = {_BUFFER + name: buffer for name, buffer in buffers.items()}
     for update in updates:
-        if update.own_factors:
-            tensors |= {f"{update.module}/A": update.A, f"{update.module}/B": update.B}
+        if update.own_factors is not None:
+            A, B = update.own_factors
+            tensors |= {f"{update.module}/A": A, f"{update.module}/B": B}
         tensors |= {f"{update.module}/router/{name}": tensor for name, tensor in update.state().items()}
     _save(tensors, path)
     return {
@@ -231,7 +258,7 @@ def _write_state(
             "experts": update.experts.tolist(),
             "ranks": list(update.ranks),
             "merge": update.merge,
-            "own_factors": update.own_factors,
+            "own_factors": update.own_factors is not None,
             "tensors": list(update.state_names),
         }
         for update in updates

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import nn
 
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.maps import need_linear_map
 from hub_router.errors import MissingError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.bank import AdapterBank, build_bank
@@ -70,12 +70,11 @@ def make_updates(
     """
     updates = {}
     for name, state in prepared.items():
-        weight = model.get_submodule(name).weight
-        assert isinstance(weight, torch.Tensor)
-        if weight.is_meta:
+        adapted = need_linear_map(model, name)
+        if adapted.weight.is_meta:
             raise MissingError(
                 f"module {name}: the base model's weight is on the meta device (offloaded, or not loaded); "
                 "load the base model onto a real device first"
             )
-        updates[name] = RoutedUpdate(router, state, pool, weight.device, weight.dtype)
+        updates[name] = RoutedUpdate(router, state, pool, adapted)
     return updates

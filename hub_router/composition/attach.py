@@ -1,4 +1,4 @@
-"""On and off a model: a child module and a forward hook per adapted linear map, and nothing else.
+"""On and off a model: a child module and a forward hook per adapted linear map.
 
 The linear maps stay the objects they were, so the model's class, parameters, ``state_dict`` and ``.weight`` attributes
 are those of the base model. Compile after attaching: a graph that was compiled before does not know the hooks.
@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
+from hub_router.composition.bypass import is_read_past
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.errors import RoutedStateError
 
@@ -65,7 +67,10 @@ def attach(model: nn.Module, updates: Mapping[str, RoutedUpdate]) -> None:
         for name, update in updates.items():
             linear = model.get_submodule(name)
             linear.add_module(CHILD, update)
-            update.handle = linear.register_forward_hook(_add_update, with_kwargs=True)
+            update.handles.append(linear.register_forward_hook(_add_update, with_kwargs=True))
+            owner, _, leaf = name.rpartition(".")
+            if is_read_past(parent := model.get_submodule(owner), leaf):
+                update.handles += _guard(parent, update)
     except BaseException:
         detach(model)
         raise
@@ -78,13 +83,36 @@ def detach(model: nn.Module) -> None:
         model (nn.Module): routed or not.
     """
     for linear, update in list(routed_updates(model)):
-        if update.handle is not None:
-            update.handle.remove()
+        for handle in update.handles:
+            handle.remove()
         del linear._modules[CHILD]
 
 
-def _add_update(linear: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
-    """Forward hook: ``W x`` plus what the adapters add."""
-    x = args[0] if args else kwargs["input"]
-    update = linear.hub_router_update(x)  # type: ignore[operator]
+def _add_update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """Forward hook: the module's output plus what the adapters add."""
+    routed: RoutedUpdate = module.hub_router_update  # type: ignore[assignment]
+    x = args[0] if args else next(iter(kwargs.values()))
+    base = None
+    if routed.has_gains:
+        bias = getattr(module, "bias", None)
+        base = output if bias is None else output - bias
+    update = routed(x, base, getattr(module, "embed_scale", None) if routed.lookup else None)
     return output if update is None else output + update.to(output.dtype)
+
+
+def _guard(parent: nn.Module, update: RoutedUpdate) -> list[RemovableHandle]:
+    """Hooks on a module that also reads the weight of its adapted child: a forward that never calls it is an error."""
+    runs: list[int] = []
+
+    def before(*_ignored: Any) -> None:
+        runs.append(update.runs)
+
+    def after(*_ignored: Any) -> None:
+        if runs.pop() == update.runs:
+            raise RoutedStateError(
+                f"module {update.module}: {type(parent).__qualname__} used its weight without calling it, so its "
+                "adapters would have had no effect; a fused kernel does so, which evaluation mode or uninstalling it "
+                "avoids"
+            )
+
+    return [parent.register_forward_pre_hook(before), parent.register_forward_hook(after)]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
-from hub_router.errors import MissingError
+from hub_router.composition.architecture import loading, text_model_class
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,7 +33,7 @@ def load_model(
     dtype: torch.dtype | str = "auto",
     revision: str | None = None,
 ) -> Any:
-    """Load a causal language model.
+    """Load a language model, causal or encoder-decoder.
 
     Args:
         reference (str): folder or Hub id.
@@ -50,14 +48,15 @@ def load_model(
         MissingError: there is no such model, or transformers cannot load it.
     """
     with loading(reference):
-        model = AutoModelForCausalLM.from_pretrained(
-            reference, dtype=dtype, revision=revision or "main", trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(reference, revision=revision or "main", trust_remote_code=False)
+    kind = text_model_class(config, reference)
+    with loading(reference):
+        model = kind.from_pretrained(reference, dtype=dtype, revision=revision or "main", trust_remote_code=False)
     return model if device is None else model.to(device)
 
 
 def load_base(reference: str, device: torch.device | str | None = None) -> tuple[Any, Any]:
-    """Load a causal language model and its tokenizer.
+    """Load a language model and its tokenizer.
 
     Args:
         reference (str): folder or Hub id.
@@ -86,22 +85,3 @@ def load_tokenizer(reference: str) -> Any:
     except (OSError, ValueError) as error:
         _LOG.warning("%s has no tokenizer that loads, so it takes and gives no text: %s", reference, error)
         return None
-
-
-@contextmanager
-def loading(reference: str) -> Iterator[None]:
-    """Turn what transformers raises for a model that it cannot load into one error.
-
-    Args:
-        reference (str): folder or Hub id.
-
-    Raises:
-        MissingError: names the reference and transformers' reason.
-    """
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise MissingError(
-            f"base model {reference!r} cannot be loaded, expected a folder or Hub id of a transformers causal language "
-            f"model (HF_TOKEN for a gated one): {error}"
-        ) from error

@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from hub_router.composition.architecture import empty_model
 from hub_router.composition.assemble import Features, make_updates, prepare, stack
 from hub_router.composition.attach import attach, need_unrouted
 from hub_router.composition.base_model import base_name, load_base
-from hub_router.composition.check import empty_model
 from hub_router.composition.pool import AdapterSource, check_pool, read_pool
 from hub_router.composition.routed import RoutedModel
+from hub_router.composition.saved import Replacement
 from hub_router.errors import MissingError
 from hub_router.routing.registry import create
 
@@ -54,18 +55,19 @@ def compose(
     """
     router = create(method, hyperparameters)
     pool, unreadable = read_pool(adapters)
+    members = router.members([adapter.name for adapter in pool])
     path = str(model) if isinstance(model, str | Path) else None
     if path is None:
         if not isinstance(model, nn.Module):
             raise MissingError(f"model is {model!r}, expected a transformers model, a folder or a Hub id")
         need_unrouted(model)
-        check_pool(model, base_name(model), pool, unreadable)
-    elif any(adapter.copies for adapter in pool):
-        # Only the weights themselves can be compared with the copies that came along.
+        plan = check_pool(model, base_name(model), pool, unreadable, members)
+    elif any(adapter.copies or adapter.saved for adapter in pool):
+        # Only the weights themselves can be compared with those that came along.
         model, found = load_base(path)
-        check_pool(model, path, pool, unreadable)
+        plan = check_pool(model, path, pool, unreadable, members)
     else:
-        check_pool(empty_model(path), path, pool, unreadable)
+        plan = check_pool(empty_model(path), path, pool, unreadable, members)
     bank = stack(pool)
     router.check(bank)
     if path is not None:
@@ -73,4 +75,4 @@ def compose(
             model, found = load_base(path)
         tokenizer = found if tokenizer is None else tokenizer
     attach(model, make_updates(model, router, prepare(router, bank, features or {}), len(pool)))
-    return RoutedModel(model, tokenizer, pool, router)
+    return RoutedModel(model, tokenizer, pool, router, Replacement(model, plan.replace), plan.notes)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from hub_router.composition.check import check_fit
+from hub_router.composition.saved import SavedPlan, plan_saved, same_values
 from hub_router.errors import IncompatibleAdaptersError, MethodError, UnsupportedAdapterError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.reader import read_adapter
@@ -47,14 +47,24 @@ def read_pool(
     return tuple(pool), tuple(unreadable)
 
 
-def check_pool(model: nn.Module, base: str, pool: Sequence[LoraAdapter], unreadable: Sequence[str] = ()) -> None:
+def check_pool(
+    model: nn.Module,
+    base: str,
+    pool: Sequence[LoraAdapter],
+    unreadable: Sequence[str] = (),
+    members: Sequence[str] = (),
+) -> SavedPlan:
     """Refuse a pool for all of its faults at once.
 
     Args:
-        model (nn.Module): the base model, or one without weights, to which copies of weights are not compared.
+        model (nn.Module): the base model, or one without weights, to which saved weights are not compared.
         base (str): what to call it in the message.
         pool (Sequence[LoraAdapter]): the adapters that could be read.
         unreadable (Sequence[str]): a line for each of the others.
+        members (Sequence[str]): names of the adapters that the method can use.
+
+    Returns:
+        SavedPlan: what becomes of the parameters that the adapters bring beside their factors.
 
     Raises:
         IncompatibleAdaptersError: adapters do not fit the model; lists them and those that cannot be read.
@@ -66,10 +76,13 @@ def check_pool(model: nn.Module, base: str, pool: Sequence[LoraAdapter], unreada
     except IncompatibleAdaptersError as error:
         misfits += error.mismatches
     misfits += _other_weights(model, pool)
+    plan = plan_saved(model, pool, members)
+    misfits += plan.faults
     if misfits:
         raise IncompatibleAdaptersError(base, [*unreadable, *misfits])
     if unreadable:
         raise UnsupportedAdapterError("\n".join(unreadable))
+    return plan
 
 
 def _named(adapters: Any) -> list[tuple[str, AdapterSource]]:
@@ -141,22 +154,12 @@ def _other_weights(model: nn.Module, pool: Sequence[LoraAdapter]) -> Iterator[st
     for adapter in pool:
         for name, copy in adapter.copies.items():
             module, _, kind = name.rpartition(".")
-            linear, factors = modules.get(module), adapter.modules[module]
+            held = getattr(modules.get(module), kind, None)
             # Where the factors do not fit either, check_fit has said so.
-            if not isinstance(linear, nn.Linear) or (linear.in_features, linear.out_features) != (
-                factors.d_in,
-                factors.d_out,
-            ):
+            if module not in modules or (kind == "weight" and held is not None and held.shape != copy.shape):
                 continue
-            weight = getattr(linear, kind)
-            if weight is None or not (weight.is_meta or _same(copy, weight)):
+            if held is None or not (held.is_meta or (held.shape == copy.shape and same_values(copy, held))):
                 yield (
                     f"adapter {adapter.name!r}, module {module}: the adapter was trained with another {kind} of this "
                     f"module, of which it holds a copy that differs from the model's, expected equal values"
                 )
-
-
-def _same(copy: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether one tensor is the other, or the other rounded to its dtype."""
-    copy, weight = copy.to(weight.device), weight.detach()
-    return torch.equal(weight.to(copy.dtype), copy) or torch.equal(weight, copy.to(weight.dtype))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,12 +17,15 @@ from hub_router.composition.base_model import base_name, load_tokenizer
 from hub_router.composition.check import check_fit
 from hub_router.composition.explain import Explanation, explain
 from hub_router.composition.reference import check_base, restore_base
+from hub_router.composition.saved import Replacement, plan_saved
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
-from hub_router.errors import HubRouterError, RoutedStateError
+from hub_router.errors import HubRouterError, IncompatibleAdaptersError, RoutedStateError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.routing.base import Router
 from hub_router.routing.registry import create
+
+_LOG = logging.getLogger(__name__)
 
 
 class RoutedModel:
@@ -32,12 +36,26 @@ class RoutedModel:
         tokenizer (PreTrainedTokenizerBase | None): for text in and out.
         pool (Sequence[LoraAdapter]): the adapters in the order of axis E.
         method (Router): the routing method with its hyperparameters.
+        replacement (Replacement): parameters of the base model that an adapter used alone replaces.
+        notes (tuple[str, ...]): what of the adapters is left out, and why.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, pool: Sequence[LoraAdapter], method: Router) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        pool: Sequence[LoraAdapter],
+        method: Router,
+        replacement: Replacement,
+        notes: tuple[str, ...] = (),
+    ) -> None:
         self._model = model
         self._pool = tuple(pool)
         self._attached = True
+        self._replacement = replacement
+        self.notes = notes
+        for note in notes:
+            _LOG.warning("%s", note)
         self.tokenizer = tokenizer
         self.method = method
 
@@ -153,14 +171,16 @@ class RoutedModel:
             ArtifactError: the folder holds something else.
             RoutedStateError: after :meth:`detach`.
         """
-        artifact.write(
-            Path(folder).expanduser().absolute(),
-            router=self.method,
-            adapters=self._pool,
-            updates=[update for _, update in routed_updates(self.model)],
-            model=self.model,
-            tokenizer=self.tokenizer,
-        )
+        updates = [update for _, update in routed_updates(self.model)]
+        with self._replacement.lifted():
+            artifact.write(
+                Path(folder).expanduser().absolute(),
+                router=self.method,
+                adapters=self._pool,
+                updates=updates,
+                model=self._model,
+                tokenizer=self.tokenizer,
+            )
 
     @classmethod
     def load(
@@ -201,8 +221,11 @@ class RoutedModel:
             model = model if device is None else model.to(device)
         if tokenizer is None and saved.tokenizer is not None:
             tokenizer = load_tokenizer(str(saved.tokenizer))
+        plan = plan_saved(model, saved.adapters, router.members([adapter.name for adapter in saved.adapters]))
+        if plan.faults:
+            raise IncompatibleAdaptersError(base_name(model), plan.faults)
         attach(model, make_updates(model, router, saved.prepared, len(saved.adapters)))
-        return cls(model, tokenizer, saved.adapters, router)
+        return cls(model, tokenizer, saved.adapters, router, Replacement(model, plan.replace), plan.notes)
 
     def detach(self) -> Any:
         """Take the adapters off.
@@ -212,6 +235,7 @@ class RoutedModel:
         """
         if self._attached:
             detach(self._model)
+            self._replacement.restore()
             self._attached = False
         return self._model
 

@@ -49,6 +49,23 @@ def gate_step(h: torch.Tensor, gates: Gates, owners: torch.Tensor, candidates: i
     return (spread * mean).flatten(-2)
 
 
+def candidate_weights(gates: Gates, owners: torch.Tensor, candidates: int) -> torch.Tensor:
+    """How much each candidate counts as a whole.
+
+    Args:
+        gates (Gates): of one module; a candidate gated by component counts with the mean of its components' gates.
+        owners (torch.Tensor): int64 ``(R,)``, each component's candidate.
+        candidates (int): number C of candidates.
+
+    Returns:
+        torch.Tensor: ``(..., C)``.
+    """
+    if gates.per == "expert":
+        return dense_weights(gates, candidates)
+    sums = gates.weights.new_zeros(*gates.weights.shape[:-1], candidates)
+    return sums.index_add(-1, owners, gates.weights) / torch.bincount(owners, minlength=candidates)
+
+
 def expert_weights(gates: Gates, owners: torch.Tensor, experts: torch.Tensor, pool: int) -> torch.Tensor:
     """Weights over the whole pool, for people to read.
 
@@ -61,11 +78,5 @@ def expert_weights(gates: Gates, owners: torch.Tensor, experts: torch.Tensor, po
     Returns:
         torch.Tensor: ``(..., E)``, zero for adapters that do not adapt the module.
     """
-    candidates = experts.shape[0]
-    if gates.per == "component":
-        sums = gates.weights.new_zeros(*gates.weights.shape[:-1], candidates)
-        sizes = torch.bincount(owners, minlength=candidates)
-        weights = sums.index_add(-1, owners, gates.weights) / sizes
-    else:
-        weights = dense_weights(gates, candidates)
+    weights = candidate_weights(gates, owners, experts.shape[0])
     return weights.new_zeros(*weights.shape[:-1], pool).index_copy(-1, experts, weights)

@@ -13,7 +13,9 @@ from hub_router.errors import HubRouterError
 
 
 def encode(model: Any, tokenizer: Any, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Tokenize prompts and pad them on the left, whatever side and pad token the tokenizer is set to.
+    """Tokenize prompts and pad them, whatever side and pad token the tokenizer is set to.
+
+    A causal model continues its prompt, which is padded on the left; an encoder's positions begin with its first token.
 
     Args:
         model (PreTrainedModel): says where the tensors go.
@@ -34,9 +36,26 @@ def encode(model: Any, tokenizer: Any, prompts: Sequence[str]) -> dict[str, torc
         )
     width = max(map(len, rows))
     pad = pad_token(model, tokenizer)
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows])  # [B, T]
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    gaps = [width - len(row) for row in rows]
+    if has_encoder(model):
+        ids = torch.tensor([row + [pad] * gap for row, gap in zip(rows, gaps, strict=True)])  # [B, T]
+        mask = torch.tensor([[1] * (width - gap) + [0] * gap for gap in gaps])
+    else:
+        ids = torch.tensor([[pad] * gap + row for row, gap in zip(rows, gaps, strict=True)])
+        mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
     return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+
+
+def has_encoder(model: Any) -> bool:
+    """Whether a model answers with a decoder of its own, so that its output does not begin with the prompt.
+
+    Args:
+        model (PreTrainedModel): any.
+
+    Returns:
+        bool: so.
+    """
+    return bool(getattr(model.config, "is_encoder_decoder", False))
 
 
 def pad_token(model: Any, tokenizer: Any) -> int:
@@ -59,7 +78,7 @@ def generate_texts(model: Any, tokenizer: Any, prompts: Sequence[str], options: 
     """Continue prompts.
 
     Args:
-        model (PreTrainedModel): a causal language model.
+        model (PreTrainedModel): a language model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         prompts (Sequence[str]): one or more.
         options (dict[str, Any]): of transformers' ``generate``.
@@ -70,7 +89,7 @@ def generate_texts(model: Any, tokenizer: Any, prompts: Sequence[str], options: 
     inputs = encode(model, tokenizer, prompts)
     output = model.generate(**inputs, **{"pad_token_id": pad_token(model, tokenizer), **options})
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
-    new = sequences[:, inputs["input_ids"].shape[1] :]
+    new = sequences if has_encoder(model) else sequences[:, inputs["input_ids"].shape[1] :]
     texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     each = len(texts) // len(prompts)
     return [texts[start : start + each] for start in range(0, len(texts), each)]
@@ -83,7 +102,7 @@ def stream_text(model: Any, tokenizer: Any, prompt: str, options: dict[str, Any]
     stops it at the next token.
 
     Args:
-        model (PreTrainedModel): a causal language model.
+        model (PreTrainedModel): a language model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         prompt (str): one prompt.
         options (dict[str, Any]): of transformers' ``generate``; no beams.

@@ -30,8 +30,8 @@ def define(
     hyperparameters: Mapping[str, Any],
 ) -> CompositionRecord:
     """See :meth:`hub_router.hub.Hub.define`."""
+    from hub_router.composition.architecture import empty_model
     from hub_router.composition.assemble import stack
-    from hub_router.composition.check import empty_model
     from hub_router.composition.pool import check_pool, read_pool
     from hub_router.routing.registry import create
 
@@ -42,7 +42,7 @@ def define(
     router = create(method, hyperparameters)
     base = base_model or selection.common_base(members)
     pool, unreadable = read_pool({label: record.path for label, record in members.items()})
-    check_pool(empty_model(base), base, pool, unreadable)
+    check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
     router.check(stack(pool))
     with store.write() as session:
         composition_queries.save(

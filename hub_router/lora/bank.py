@@ -8,13 +8,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
 import torch
 
 from hub_router.errors import IncompatibleAdaptersError, MethodError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
+
+
+@dataclass(frozen=True, eq=False)
+class Extra:
+    """What an adapter's update of one module has beside B A.
+
+    Args:
+        magnitude (torch.Tensor | None): DoRA's row lengths ``(D_out,)``, as stored.
+        bias (torch.Tensor | None): bias of the up projection ``(D_out,)``, scaling absorbed.
+    """
+
+    magnitude: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +40,8 @@ class ModuleBank:
         B (torch.Tensor): stacked up projections ``(D_out, R)``, each candidate's scaling absorbed.
         ranks (tuple[int, ...]): rank of each candidate, ``(K,)`` values.
         experts (tuple[int, ...]): pool position of each candidate, ascending, ``(K,)`` values.
+        extras (Mapping[int, Extra]): by pool position, for those candidates that are more than B A.
+        lookup (bool): the module is an embedding, whose inputs are token ids.
     """
 
     module: str
@@ -34,6 +49,8 @@ class ModuleBank:
     B: torch.Tensor
     ranks: tuple[int, ...]
     experts: tuple[int, ...]
+    extras: Mapping[int, Extra] = field(default_factory=dict)
+    lookup: bool = False
 
     @property
     def d_in(self) -> int:
@@ -74,7 +91,7 @@ class ModuleBank:
             ModuleBank: shares storage with this one where nothing changes.
         """
         A, B = (factor.to(device=device, dtype=dtype) for factor in (self.A, self.B))
-        return ModuleBank(self.module, A, B, self.ranks, self.experts)
+        return replace(self, A=A, B=B)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +167,19 @@ def _stack(
             wide = torch.promote_types(factor.B.dtype, torch.float32)
             B[:, start:stop].copy_(factor.B.to(wide) * factor.scaling)
             start = stop
-    return ModuleBank(module, A, B, ranks, tuple(experts))
+    extras = {
+        expert: _extra(factor)
+        for expert, factor in zip(experts, factors, strict=True)
+        if factor.magnitude is not None or factor.bias is not None
+    }
+    return ModuleBank(module, A, B, ranks, tuple(experts), extras, factors[0].lookup)
+
+
+def _extra(factors: LoraFactors) -> Extra:
+    bias = factors.bias
+    if bias is not None:
+        bias = bias.to(torch.promote_types(bias.dtype, torch.float32)) * factors.scaling
+    return Extra(factors.magnitude, bias)
 
 
 def _check_shapes(adapters: Sequence[LoraAdapter], candidates: Mapping[str, Sequence[int]]) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hub_router.lora.config import read_config
-from hub_router.lora.reader import SHOWN, read_folder
-from hub_router.lora.weights import find_weights
+from hub_router.errors import UnsupportedAdapterError
+from hub_router.lora.adapter import LoraAdapter
+from hub_router.lora.reader import read_folder, zero_modules
+from hub_router.lora.text import SHOWN
 from hub_router.records import AdapterFacts, ModuleFacts
 
 
 def inspect(path: Path) -> AdapterFacts:
     """Read and check an adapter folder without a base model; nothing of it stays in memory.
 
-    ``weights_hash`` is the sha256 of the weight file's bytes followed by the canonical JSON of r, lora_alpha,
-    use_rslora, rank_pattern and alpha_pattern: it changes exactly when the file or the scaling of a module may change,
-    not when the config's other fields (base model name, dropout, task type) do.
+    ``weights_hash`` is the sha256 of the weight files' bytes followed by the canonical JSON of the config fields that
+    change the function: it changes exactly when a file or the scaling of a module may change, not when the config's
+    other fields (base model name, dropout, task type) do.
 
     Args:
         path (Path): folder with ``adapter_config.json`` and weights.
@@ -24,25 +25,45 @@ def inspect(path: Path) -> AdapterFacts:
         AdapterFacts: modules, ranks, dtypes, sizes, notes.
 
     Raises:
-        UnsupportedAdapterError: the folder holds no adapter that can be used; the message is the one reason.
+        UnsupportedAdapterError: the folder holds no adapter that can be used, or one that changes nothing; the message
+            is the one reason.
     """
     path = Path(path)
-    adapter = read_folder(path, path.name, SHOWN)
-    file = find_weights(path)
-    factors = adapter.modules.values()
-    dtypes = dict.fromkeys(str(t.dtype).removeprefix("torch.") for f in factors for t in (f.A, f.B))
+    adapter, source = read_folder(path, path.name, SHOWN)
+    modules = adapter.modules.values()
+    others = adapter.saved or any(each.magnitude is not None or each.bias is not None for each in modules)
+    if not others and len(zero_modules(adapter.modules)) == len(adapter.modules):
+        raise UnsupportedAdapterError(
+            f"B A is zero in all of its {len(adapter.modules)} modules, so the adapter changes nothing: it was never "
+            "trained, or saved before training"
+        )
+    tensors = [tensor for each in modules for tensor in each.tensors.values()]
+    dtypes = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
     return AdapterFacts(
-        peft_type="LORA",
+        peft_type="LORA" if source.config.kind == "MLX" else source.config.kind,
         base_model=adapter.base_model,
-        modules=tuple(
-            ModuleFacts(name=module, rank=f.rank, d_in=f.d_in, d_out=f.d_out, scaling=f.scaling)
-            for module, f in adapter.modules.items()
-        ),
+        base_class=source.config.base_class,
+        modules=module_facts(adapter),
         dtypes=tuple(dtypes),
-        parameters=sum(f.A.numel() + f.B.numel() for f in factors),
-        size_bytes=file.stat().st_size,
+        parameters=sum(tensor.numel() for tensor in tensors),
+        size_bytes=sum(file.stat().st_size for file in source.files),
         weights_hash=adapter.weights_hash,
-        rslora=read_config(path).use_rslora,
-        weight_files=(file.name,),
+        rslora=source.config.use_rslora,
+        weight_files=tuple(file.name for file in source.files),
         notes=adapter.notes,
+    )
+
+
+def module_facts(adapter: LoraAdapter) -> tuple[ModuleFacts, ...]:
+    """What an adapter adapts, without its tensors.
+
+    Args:
+        adapter (LoraAdapter): as read.
+
+    Returns:
+        tuple[ModuleFacts, ...]: in file order.
+    """
+    return tuple(
+        ModuleFacts(name, f.rank, f.d_in, f.d_out, f.scaling, f.lookup, f.magnitude is not None)
+        for name, f in adapter.modules.items()
     )

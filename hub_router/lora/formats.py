@@ -7,6 +7,7 @@ from pathlib import Path
 CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"
 BIN_FILE = "adapter_model.bin"
+MLX_FILE = "adapters.safetensors"
 
 # The length field alone of a safetensors file.
 _SHORTEST_WEIGHTS = 8
@@ -24,8 +25,6 @@ _FOLDERS = (
     ("adapters.safetensors", "MLX-LM weights (adapters.safetensors)"),
     ("adapters.npz", "MLX-LM weights (adapters.npz)"),
     ("pytorch_adapter.bin", "AdapterHub weights (pytorch_adapter.bin)"),
-    (f"{SAFETENSORS_FILE}.index.json", "sharded adapter weights"),
-    (f"{BIN_FILE}.index.json", "sharded adapter weights"),
     ("._adapter_config.json", "only macOS AppleDouble metadata (._adapter_config.json)"),
     ("._adapter_model.safetensors", "only macOS AppleDouble metadata (._adapter_model.safetensors)"),
     ("model.safetensors", "a full model (model.safetensors)"),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import pickle
 import pickletools
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +18,92 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hub_router.errors import UnsupportedAdapterError
-from hub_router.lora.formats import BIN_FILE, SAFETENSORS_FILE, describe_file, describe_folder
+from hub_router.lora.config import Kind
+from hub_router.lora.formats import BIN_FILE, MLX_FILE, SAFETENSORS_FILE, describe_file, describe_folder
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
+MAX_INDEX_BYTES = 16_000_000
+
+_SHARD = re.compile(r"adapter_model-\d+-of-\d+\.(?:safetensors|bin)")
 _MAX_PICKLE = 1 << 24
 _BLOCKED_GLOBAL = re.compile(r"GLOBAL (\S+)")
 
 
-def find_weights(folder: Path) -> Path:
-    """The weight file of an adapter folder: safetensors first, then ``.bin``.
+def find_weights(folder: Path, kind: Kind) -> tuple[Path, ...]:
+    """The weight files of an adapter folder: safetensors first, then ``.bin``; one file before shards.
 
     Args:
         folder (Path): folder of the adapter.
+        kind (str): whose format the config is.
 
     Returns:
-        Path: an existing file.
+        tuple[Path, ...]: one file, or the shards that an index names, in its order.
 
     Raises:
-        UnsupportedAdapterError: the folder holds neither file.
+        UnsupportedAdapterError: the folder holds none, or its index is faulty or names files that are not there.
     """
-    for name in (SAFETENSORS_FILE, BIN_FILE):
+    wanted = (MLX_FILE,) if kind == "MLX" else (SAFETENSORS_FILE, BIN_FILE)
+    for name in wanted:
         if (folder / name).is_file():
-            return folder / name
+            return (folder / name,)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return tuple(folder / shard for shard in dict.fromkeys(_weight_map(index).values()))
     found = describe_folder(folder)
-    raise UnsupportedAdapterError(
-        f"no weights: expected {SAFETENSORS_FILE} or {BIN_FILE}" + (f", found {found}" if found else "")
-    )
+    raise UnsupportedAdapterError(f"no weights: expected {' or '.join(wanted)}" + (f", found {found}" if found else ""))
 
 
-def hash_weights(path: Path, function_fields: str) -> str:
+def hash_weights(paths: Sequence[Path], function_fields: str) -> str:
     """Identity of the function that an adapter computes.
 
     Args:
-        path (Path): weight file.
+        paths (Sequence[Path]): weight files.
         function_fields (str): canonical JSON of the config fields that change the function.
 
     Returns:
-        str: sha256 (hex) of the file's bytes followed by that JSON.
+        str: sha256 (hex) of the files' bytes followed by that JSON.
     """
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     digest.update(function_fields.encode())
     return digest.hexdigest()
 
 
+def load_weights(paths: Sequence[Path]) -> dict[str, torch.Tensor]:
+    """All tensors of an adapter, on the CPU, backed by the files where their format allows.
+
+    Args:
+        paths (Sequence[Path]): from :func:`find_weights`.
+
+    Returns:
+        dict[str, torch.Tensor]: tensors by stored name, in file order.
+
+    Raises:
+        UnsupportedAdapterError: a file cannot be used, or the shards do not hold what their index says.
+    """
+    if len(paths) == 1 and not _SHARD.fullmatch(paths[0].name):
+        return load_tensors(paths[0])
+    stem = paths[0].name.split("-")[0] + paths[0].suffix
+    placed = _weight_map(paths[0].with_name(f"{stem}.index.json"))
+    tensors: dict[str, torch.Tensor] = {}
+    for path in paths:
+        stored = load_tensors(path)
+        expected = {name for name, shard in placed.items() if shard == path.name}
+        if stored.keys() != expected:
+            wrong = sorted(stored.keys() ^ expected)
+            raise UnsupportedAdapterError(
+                f"{path.name} and {stem}.index.json differ in {len(wrong)} tensors, the first is {wrong[0][:200]!r}"
+            )
+        tensors |= stored
+    return tensors
+
+
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a weight file, on the CPU, backed by the file where its format allows.
+    """All tensors of one weight file, on the CPU, backed by the file where its format allows.
 
     Args:
         path (Path): a ``.safetensors`` or ``.bin`` file.
@@ -86,6 +124,33 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         _check_dense(path, name, tensor)
     return tensors
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """The shard of every tensor, as an index file says; every shard lies beside it."""
+    size = index.stat().st_size
+    if size > MAX_INDEX_BYTES:
+        raise UnsupportedAdapterError(f"{index.name} has {size} bytes, expected at most {MAX_INDEX_BYTES}")
+    try:
+        placed = json.loads(index.read_bytes())["weight_map"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        raise UnsupportedAdapterError(
+            f"{index.name} has no weight_map: {type(error).__name__}: {error}"[:300]
+        ) from error
+    if not isinstance(placed, dict) or not placed or not all(isinstance(shard, str) for shard in placed.values()):
+        raise UnsupportedAdapterError(f"{index.name}: weight_map maps no tensors to files")
+    shards = list(dict.fromkeys(placed.values()))
+    foreign = [shard for shard in shards if not _SHARD.fullmatch(shard)]
+    if foreign:
+        raise UnsupportedAdapterError(
+            f"{index.name} names {foreign[0][:200]!r}, expected shards such as adapter_model-00001-of-00002.safetensors"
+        )
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise UnsupportedAdapterError(
+            f"{index.name} names {len(shards)} shards, {len(missing)} are missing, such as {missing[0]}"
+        )
+    return placed
 
 
 def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:

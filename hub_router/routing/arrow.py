@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch.nn.functional import linear
 
 from hub_router.errors import MethodError
 from hub_router.lora.adapter import LoraFactors
@@ -17,6 +16,7 @@ from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import select
 from hub_router.routing.hyperparameters import integer, positive, validate
+from hub_router.routing.project import project
 from hub_router.routing.top_k import top_k
 
 
@@ -46,6 +46,10 @@ class Arrow:
     def check(self, pool: AdapterBank) -> None:
         """See :class:`~hub_router.routing.base.Router`; any pool will do."""
 
+    def members(self, adapters: Sequence[str]) -> Sequence[str]:
+        """See :class:`~hub_router.routing.base.Router`; all of them."""
+        return tuple(adapters)
+
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; ``P (C, D_in)`` from the catalog, or computed here."""
         directions: dict[int, torch.Tensor] = {}
@@ -66,9 +70,6 @@ class Arrow:
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`; SpectR's Eq. 5."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        # In half precision one score in a few dozen would tie with another, and the earlier adapter would win.
-        with torch.autocast(x.device.type, enabled=False):
-            scores = linear(x.to(wide), tensors["P"].to(wide)).abs()  # [..., C]
+        scores = project(x, tensors["P"]).abs()  # [..., C]
         chosen = top_k(scores, self.top_k)  # [..., K]
         return Gates(torch.softmax(scores.gather(-1, chosen) / self.temperature, dim=-1), chosen)

@@ -86,6 +86,17 @@ class Router(Protocol):
         """
         ...
 
+    def members(self, adapters: Sequence[str]) -> Sequence[str]:
+        """The adapters that can ever get a weight; heads and the like take effect only where one is used alone.
+
+        Args:
+            adapters (Sequence[str]): names of the pool.
+
+        Returns:
+            Sequence[str]: some or all of them.
+        """
+        ...
+
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
         """Make one module's state, once.
 
@@ -104,7 +115,8 @@ class Router(Protocol):
 
         Args:
             tensors (Mapping[str, torch.Tensor]): :attr:`Prepared.tensors`, on x's device.
-            x (torch.Tensor): inputs of the module, ``(..., D_in)``.
+            x (torch.Tensor): inputs of the module, ``(..., D_in)``; token ids ``(...)`` where it is an embedding (see
+                :func:`hub_router.routing.project.project`).
             h (torch.Tensor | None): ``A x`` ``(..., R)`` with the prepared factors, where :attr:`projects`.
 
         Returns:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -26,17 +27,19 @@ def select(bank: ModuleBank, numbers: Sequence[int]) -> ModuleBank:
     kept = [bank.slices[number] for number in numbers]
     rows = torch.cat([torch.arange(part.start, part.stop) for part in kept] or [torch.arange(0)])
     rows = rows.to(bank.A.device)
-    return ModuleBank(
-        module=bank.module,
+    experts = tuple(bank.experts[number] for number in numbers)
+    return replace(
+        bank,
         A=bank.A.index_select(0, rows),
         B=bank.B.index_select(1, rows),
         ranks=tuple(bank.ranks[number] for number in numbers),
-        experts=tuple(bank.experts[number] for number in numbers),
+        experts=experts,
+        extras={expert: extra for expert, extra in bank.extras.items() if expert in experts},
     )
 
 
 def without_zero_updates(pool: AdapterBank) -> AdapterBank:
-    """Drop, module by module, the adapters whose update B A is zero: they have no direction.
+    """Drop, module by module, the adapters whose update is zero because B A is: they have no direction.
 
     Args:
         pool (AdapterBank): stacked factors of a pool.
@@ -47,21 +50,31 @@ def without_zero_updates(pool: AdapterBank) -> AdapterBank:
     modules = {}
     for name, bank in pool.modules.items():
         live = bank.A.count_nonzero(dim=1).bool() & bank.B.count_nonzero(dim=0).bool()  # [R]
-        numbers = [number for number, part in enumerate(bank.slices) if bool(live[part].any())]
+        numbers = [
+            number
+            for number, (expert, part) in enumerate(zip(bank.experts, bank.slices, strict=True))
+            if expert in bank.extras or bool(live[part].any())
+        ]
         modules[name] = select(bank, numbers)
     return AdapterBank(adapters=pool.adapters, modules=modules)
 
 
-def need_equal_ranks(pool: AdapterBank, method: str) -> None:
-    """Refuse a pool in which the candidates of a module differ in rank: their factors cannot be averaged.
+def need_averageable_factors(pool: AdapterBank, method: str) -> None:
+    """Refuse a pool whose factors cannot be averaged: candidates of a module differ in rank, or are more than B A.
 
     Args:
         pool (AdapterBank): stacked factors of a pool.
         method (str): what needs it, as the message names it.
 
     Raises:
-        MethodError: lists the adapters' ranks, once for every different case.
+        MethodError: lists the adapters that are more than B A, or the adapters' ranks, once for every different case.
     """
+    more = sorted({expert for bank in pool.modules.values() for expert in bank.extras})
+    if more:
+        raise MethodError(
+            f"{method} averages the factors, which leaves no place for DoRA magnitudes and biases, but these adapters "
+            f"have some: {', '.join(repr(pool.adapters[e]) for e in more)}; choose a method with merge='outputs'"
+        )
     cases: dict[tuple[tuple[str, int], ...], list[str]] = defaultdict(list)
     for name, bank in pool.modules.items():
         if len(set(bank.ranks)) > 1:

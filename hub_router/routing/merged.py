@@ -11,7 +11,7 @@ import torch
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
-from hub_router.routing.candidates import need_equal_ranks
+from hub_router.routing.candidates import need_averageable_factors
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,12 @@ class Merged:
     projects: ClassVar[bool] = False
 
     def check(self, pool: AdapterBank) -> None:
-        """See :class:`~hub_router.routing.base.Router`; the ranks must be equal."""
-        need_equal_ranks(pool, "method 'merged'")
+        """See :class:`~hub_router.routing.base.Router`; ranks must be equal, updates no more than B A."""
+        need_averageable_factors(pool, "method 'merged'")
+
+    def members(self, adapters: Sequence[str]) -> Sequence[str]:
+        """See :class:`~hub_router.routing.base.Router`; all of them."""
+        return tuple(adapters)
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; everybody scores the same."""

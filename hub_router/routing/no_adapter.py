@@ -26,6 +26,10 @@ class Base:
     def check(self, pool: AdapterBank) -> None:
         """See :class:`~hub_router.routing.base.Router`; any pool will do."""
 
+    def members(self, adapters: Sequence[str]) -> Sequence[str]:
+        """See :class:`~hub_router.routing.base.Router`; nobody gets a weight."""
+        return ()
+
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; nobody is a candidate."""
         return Prepared(select(bank, ()), {})

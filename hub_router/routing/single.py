@@ -45,6 +45,10 @@ class Single:
                 + (f"; did you mean {close[0]!r}?" if close else "")
             )
 
+    def members(self, adapters: Sequence[str]) -> Sequence[str]:
+        """See :class:`~hub_router.routing.base.Router`; the one."""
+        return (self.adapter,)
+
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the others' factors are left out."""
         position = list(adapters).index(self.adapter)

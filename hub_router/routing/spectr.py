@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
@@ -12,7 +12,7 @@ from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.lora.spectrum import svd
 from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Merge, Prepared
-from hub_router.routing.candidates import need_equal_ranks
+from hub_router.routing.candidates import need_averageable_factors
 from hub_router.routing.hyperparameters import choice, integer, validate
 from hub_router.routing.top_k import top_k
 
@@ -50,9 +50,13 @@ class Spectr:
         validate(self)
 
     def check(self, pool: AdapterBank) -> None:
-        """See :class:`~hub_router.routing.base.Router`; ``merge="factors"`` needs equal ranks."""
+        """See :class:`~hub_router.routing.base.Router`; ``merge="factors"`` needs factors that can be averaged."""
         if self.merge == "factors":
-            need_equal_ranks(pool, "method 'spectr' with merge='factors'")
+            need_averageable_factors(pool, "method 'spectr' with merge='factors'")
+
+    def members(self, adapters: Sequence[str]) -> Sequence[str]:
+        """See :class:`~hub_router.routing.base.Router`; all of them."""
+        return tuple(adapters)
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; Eq. 2 and 6, and each component's candidate."""
@@ -62,7 +66,7 @@ class Spectr:
             aligned_A.append(S.unsqueeze(-1) * V.mT)  # [r, D_in]
             aligned_B.append(U)  # [D_out, r]
             ranks.append(S.shape[0])
-        aligned = ModuleBank(bank.module, torch.cat(aligned_A), torch.cat(aligned_B, dim=1), tuple(ranks), bank.experts)
+        aligned = replace(bank, A=torch.cat(aligned_A), B=torch.cat(aligned_B, dim=1), ranks=tuple(ranks))
         tensors = {"owners": aligned.component_experts, "zeros": torch.zeros(len(ranks))}
         return Prepared(aligned, tensors, cast(Merge, self.merge), own_factors=True)
 

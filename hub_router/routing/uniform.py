@@ -28,6 +28,10 @@ class Uniform:
     def check(self, pool: AdapterBank) -> None:
         """See :class:`~hub_router.routing.base.Router`; any pool will do."""
 
+    def members(self, adapters: Sequence[str]) -> Sequence[str]:
+        """See :class:`~hub_router.routing.base.Router`; all of them."""
+        return tuple(adapters)
+
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; everybody scores the same."""
         return Prepared(bank, {"scores": torch.zeros(len(bank.ranks))})

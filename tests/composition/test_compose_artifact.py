@@ -161,9 +161,9 @@ def test_changed_and_missing_files_are_named(folders: dict[str, Path], tmp_path:
     [
         (None, "composition.json is missing, expected a folder written by RoutedModel.save"),
         ("{", "is no JSON"),
-        ("[]", "expected .*hub-router composition.*1"),
+        ("[]", "expected .*hub-router composition.*2"),
         ('{"format": "hub-router composition", "version": 99}', "99.*, expected"),
-        ('{"format": "hub-router composition", "version": 1}', "lacks or garbles 'sha256'"),
+        ('{"format": "hub-router composition", "version": 2}', "lacks or garbles 'sha256'"),
     ],
 )
 def test_broken_manifest(folders: dict[str, Path], tmp_path: Path, text: str | None, message: str) -> None:

@@ -9,11 +9,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from compose_models import assert_close
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hub_router.composition.assemble import prepare, stack
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.maps import LinearMap
 from hub_router.composition.naive import naive_update
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.bank import AdapterBank, ModuleBank
@@ -81,7 +83,7 @@ def test_stacked_equals_naive_forward_and_backward(
 ) -> None:
     bank = stack(pool(ranks, 24, 20))
     state = prepare(router, bank, {})["proj"]
-    update = RoutedUpdate(router, state, 3, torch.device("cpu"), torch.float32)
+    update = RoutedUpdate(router, state, 3, LinearMap(nn.Linear(state.bank.d_in, state.bank.d_out), lookup=False))
     x = torch.randn(*shape, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)
     got = update(x)
     wide = state.bank.to(dtype=torch.float64)
@@ -100,7 +102,7 @@ def test_stacked_equals_naive_forward_and_backward(
 def test_component_gates_are_traced_as_their_mean_per_expert() -> None:
     router = LargestComponents(count=2)
     state = prepare(router, stack(pool((1, 3), 8, 6)), {})["proj"]
-    update = RoutedUpdate(router, state, 2, torch.device("cpu"), torch.float32)
+    update = RoutedUpdate(router, state, 2, LinearMap(nn.Linear(state.bank.d_in, state.bank.d_out), lookup=False))
     seen = []
     update.recorder = type("Keep", (), {"record": lambda self, module, weights: seen.append(weights)})()
     x = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
@@ -131,7 +133,7 @@ def test_nothing_of_size_tokens_experts_width_is_made(method: str, options: dict
     tokens, experts, rank, d_in, d_out = 40, 16, 2, 128, 96
     router = create(method, options)
     state = prepare(router, stack(pool([rank] * experts, d_in, d_out)), {})["proj"]
-    update = RoutedUpdate(router, state, experts, torch.device("cpu"), torch.float32)
+    update = RoutedUpdate(router, state, experts, LinearMap(nn.Linear(state.bank.d_in, state.bank.d_out), lookup=False))
     x = torch.randn(tokens, d_in, requires_grad=True)
     with LargestOutput() as mode:
         update(x).sum().backward()

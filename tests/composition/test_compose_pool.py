@@ -12,8 +12,8 @@ from compose_models import ATTENTION, assert_close, llama, prompt_ids, save_adap
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from hub_router.composition.architecture import empty_model
 from hub_router.composition.build import compose
-from hub_router.composition.check import empty_model
 from hub_router.composition.pool import check_pool, read_pool
 from hub_router.errors import IncompatibleAdaptersError, MethodError, UnsupportedAdapterError
 
@@ -40,14 +40,14 @@ def mixed(tmp_path: Path) -> dict[str, Path]:
         "good": save_adapter(llama(), tmp_path / "good", 1, r=2, target_modules=ATTENTION),
         "nan": save_adapter(llama(), tmp_path / "nan", 2, r=2, target_modules=ATTENTION),
         "wide": save_adapter(llama(hidden_size=64), tmp_path / "wide", 3, r=2, target_modules=["o_proj"]),
-        "dora": save_adapter(llama(), tmp_path / "dora", 4, r=2, target_modules=ATTENTION),
+        "kasa": save_adapter(llama(), tmp_path / "kasa", 4, r=2, target_modules=ATTENTION),
         "deep": save_adapter(llama(num_hidden_layers=3), tmp_path / "deep", 5, r=2, target_modules=["up_proj"]),
         "gone": tmp_path / "gone",
         "head": save_adapter(llama(1), tmp_path / "head", 6, r=2, target_modules=HEAD),
     }
     edit_tensor(pool["nan"], "lora_A", float("nan"))
-    config = pool["dora"] / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_dora": True}))
+    config = pool["kasa"] / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"kasa_config": {"beta": 1}}))
     return pool
 
 
@@ -62,11 +62,11 @@ def test_one_error_lists_what_cannot_be_read_and_what_does_not_fit(
     with pytest.raises(IncompatibleAdaptersError) as caught:
         compose(base, mixed)
     lines = [line for line in caught.value.mismatches if line.startswith("adapter ")]
-    assert [line.split("'")[1] for line in lines] == ["nan", "dora", "gone", "wide", "wide", "deep", "head"]
+    assert [line.split("'")[1] for line in lines] == ["nan", "kasa", "gone", "wide", "wide", "deep", "head"]
     message = str(caught.value)
     assert "'good'" not in message
     assert "NaN or infinite values in lora_A" in lines[0]
-    assert "DoRA" in lines[1]
+    assert "KaSA" in lines[1]
     assert "expected a folder, found nothing" in lines[2]
     assert "layers.1.self_attn.o_proj: got D_in x D_out 64 x 64" in lines[4]
     assert "model.layers.2.mlp.up_proj: the model has no such module" in lines[5]

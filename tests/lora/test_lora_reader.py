@@ -149,32 +149,42 @@ def test_all_zero_update_is_usable_with_a_note(tmp_path: Path) -> None:
     ]
 
 
-def test_heads_are_noted_but_replaced_base_weights_are_refused(tmp_path: Path) -> None:
-    names = ("score.weight", "classifier.modules_to_save.default.dense.bias")
-    head = {PREFIX + name: torch.ones(2) for name in names}
-    adapter = read_adapter(write_adapter(tmp_path / "head", factors() | head))
+def test_what_lies_beside_the_factors_is_kept_and_noted(tmp_path: Path) -> None:
+    beside = {
+        "score.weight": True,
+        "classifier.modules_to_save.default.dense.bias": True,
+        "lm_head.weight": False,
+        "model.norm.modules_to_save.default.weight": True,
+        "layers.0.q.base_layer.bias": False,
+        "layers.1.mlp.bias": False,
+    }
+    original = {PREFIX + "score.original_module.weight": torch.zeros(2)}
+    tensors = factors() | {PREFIX + name: torch.full((2,), float(n)) for n, name in enumerate(beside)} | original
+    adapter = read_adapter(write_adapter(tmp_path, tensors))
     assert list(adapter.modules) == ["layers.0.q"]
-    assert [note for note in adapter.notes if "modules_to_save" in note] == [
-        "modules_to_save: classifier.dense, score ignored, a mix has no task head"
+    assert {path: (parameter.apart, parameter.value[0].item()) for path, parameter in adapter.saved.items()} == {
+        name.replace(".modules_to_save.default", "").replace(".base_layer", ""): (apart, n)
+        for n, (name, apart) in enumerate(beside.items())
+    }
+    alone = "applied only where this adapter is used alone"
+    assert [note for note in adapter.notes if "alone" in note] == [
+        f"task head classifier.dense, score: {alone}",
+        f"2 trained biases (layers.0.q.bias, layers.1.mlp.bias): {alone}",
+        f"saved parameters lm_head.weight, model.norm.weight: {alone}, or where they equal the base model's",
     ]
-    for name in ("lm_head.weight", "model.embed_tokens.weight", "model.norm.modules_to_save.default.weight"):
-        with pytest.raises(UnsupportedAdapterError, match="replaces base weights") as refusal:
-            read_adapter(write_adapter(tmp_path / name, factors() | {PREFIX + name: torch.ones(4)}))
-        assert name.replace(".modules_to_save.default", "") in str(refusal.value)
 
 
-def test_peft_modules_to_save_is_refused(tmp_path: Path) -> None:
-    peft_adapter(tmp_path, modules_to_save=["lm_head"])
-    with pytest.raises(UnsupportedAdapterError, match=r"lm_head\.weight"):
-        read_adapter(tmp_path)
+def test_modules_to_save_of_peft(tmp_path: Path) -> None:
+    model = peft_adapter(tmp_path, modules_to_save=["lm_head"])
+    saved = read_adapter(tmp_path).saved
+    assert list(saved) == ["lm_head.weight"]
+    assert saved["lm_head.weight"].apart
+    assert torch.equal(saved["lm_head.weight"].value, model.base_model.model.lm_head.modules_to_save.default.weight)
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"use_dora": True}, "unsupported: DoRA (use_dora=true)"),
-        ({"lora_bias": True, "target_modules": ["q_proj"]}, "a bias on lora_B (lora_bias=true)"),
-        ({"target_modules": ["embed_tokens"]}, "LoRA on an embedding"),
         ({"init_lora_weights": "pissa"}, 'init_lora_weights="pissa"'),
         ({"init_lora_weights": "olora"}, 'init_lora_weights="olora"'),
     ],
@@ -247,15 +257,6 @@ def test_all_damaged_modules_are_listed_and_the_catalogs_reason_counts_them(tmp_
         inspect(tmp_path)
 
 
-def test_all_replaced_base_weights_are_listed(tmp_path: Path) -> None:
-    tensors = factors() | {f"{PREFIX}layers.{number}.norm.weight": torch.ones(4) for number in range(6)}
-    with pytest.raises(UnsupportedAdapterError) as refusal:
-        read_adapter(write_adapter(tmp_path, tensors))
-    assert all(f"layers.{number}.norm.weight" in str(refusal.value) for number in range(6))
-    with pytest.raises(UnsupportedAdapterError, match="and 3 more"):
-        inspect(tmp_path)
-
-
 @pytest.mark.parametrize("safe", [True, False])
 def test_an_adapted_head_comes_with_a_copy_of_its_frozen_weight(tmp_path: Path, safe: bool) -> None:
     model = peft_adapter(tmp_path, target_modules=["lm_head", "q_proj"], safe=safe)
@@ -265,13 +266,6 @@ def test_an_adapted_head_comes_with_a_copy_of_its_frozen_weight(tmp_path: Path, 
     assert torch.equal(adapter.copies["lm_head.weight"], tiny_llama().lm_head.weight)
     assert adapter.notes == inspect(tmp_path).notes
     assert adapter.notes == ("lm_head.weight saved along as in the base model, compared when composing",)
-
-
-def test_a_base_layer_that_is_no_copy_is_refused(tmp_path: Path) -> None:
-    names = {"lm_head.base_layer.weight": "embeddings", "layers.0.q.base_layer.bias": "trained biases"}
-    for name, reason in names.items():
-        with pytest.raises(UnsupportedAdapterError, match=reason):
-            read_adapter(write_adapter(tmp_path / name, factors() | {PREFIX + name: torch.ones(4)}))
 
 
 def test_a_nan_in_a_tensor_too_large_to_sum_is_found_and_large_values_are_not_mistaken(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_files_that_are_no_weights(tmp_path: Path, name: str, content: bytes, ex
 
 def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     for safe in (True, False):
-        file = find_weights(write_adapter(tmp_path / str(safe), safe=safe))
+        (file,) = find_weights(write_adapter(tmp_path / str(safe), safe=safe), "LORA")
         file.write_bytes(file.read_bytes()[:-20])
         assert "no usable" in reason(file)
 
@@ -138,30 +138,30 @@ def test_integer_tensors_in_safetensors(tmp_path: Path) -> None:
 
 def test_folders_without_weights_say_what_they_hold(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedAdapterError, match=r"expected adapter_model\.safetensors or adapter_model\.bin$"):
-        find_weights(tmp_path)
-    (tmp_path / "adapter_model.safetensors.index.json").touch()
+        find_weights(tmp_path, "LORA")
     (tmp_path / "adapter_model.safetensors").mkdir()
-    with pytest.raises(UnsupportedAdapterError, match="found sharded adapter weights"):
-        find_weights(tmp_path)
+    (tmp_path / "model.safetensors.index.json").touch()
+    with pytest.raises(UnsupportedAdapterError, match=r"found a full model \(model.safetensors.index.json\), itself"):
+        find_weights(tmp_path, "LORA")
 
 
 def test_hash_by_hand(tmp_path: Path) -> None:
     file = tmp_path / "adapter_model.bin"
     file.write_bytes(b"weights" * 300_000)
-    assert hash_weights(file, '{"r":1}') == hashlib.sha256(file.read_bytes() + b'{"r":1}').hexdigest()
+    assert hash_weights([file], '{"r":1}') == hashlib.sha256(file.read_bytes() + b'{"r":1}').hexdigest()
 
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_any_damage_to_a_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     folder = tmp_path_factory.mktemp("damage")
-    file = find_weights(write_adapter(folder, safe=data.draw(st.booleans())))
+    (file,) = find_weights(write_adapter(folder, safe=data.draw(st.booleans())), "LORA")
     content = bytearray(file.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     file.write_bytes(content)
     try:
-        adapter = read_folder(folder, "damaged")
+        adapter, _ = read_folder(folder, "damaged")
     except UnsupportedAdapterError as error:
         assert "\n" not in str(error)
     else:

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from hub_router.composition.assemble import prepare, stack
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.maps import LinearMap
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
-from hub_router.routing.base import Router
+from hub_router.routing.base import Prepared, Router
 
 MODULE = "model.layers.0.self_attn.q_proj"
 OTHER = "model.layers.0.mlp.up_proj"
@@ -88,7 +90,13 @@ def make_update(router: Router, case: Case, dtype: torch.dtype = torch.float32) 
     bank = stack(case.adapters)
     router.check(bank)
     prepared = prepare(router, bank, {})[MODULE]
-    return RoutedUpdate(router, prepared, len(case.adapters), torch.device("cpu"), dtype)
+    return RoutedUpdate(router, prepared, len(case.adapters), some_map(prepared, dtype))
+
+
+def some_map(prepared: Prepared, dtype: torch.dtype = torch.float32) -> LinearMap:
+    """A linear map of the base model for an update that does not depend on its weight."""
+    bank = prepared.bank
+    return LinearMap(nn.Linear(bank.d_in, bank.d_out, dtype=dtype), lookup=False)
 
 
 def per_token(

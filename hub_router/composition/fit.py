@@ -1,0 +1,147 @@
+"""Which modules of an adapter fit a base model: each one compared by name, kind and shape, nothing loaded."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Literal
+
+from torch import nn
+
+from hub_router.composition.bypass import bypassed
+from hub_router.composition.maps import LinearMap, linear_map
+from hub_router.records import ModuleFacts
+
+Verdict = Literal["fits", "absent", "shape", "kind", "bypassed"]
+
+_NUMBER = re.compile(r"\d+")
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ModuleFit:
+    """One module of one adapter, held against the base model.
+
+    Args:
+        module (str): module path in the base model.
+        verdict (str): ``fits``; ``absent``: no such module; ``shape``: other widths; ``kind``: no linear map that can
+            be adapted; ``bypassed``: the model reads its weight without calling it.
+        rank (int): rank of the update.
+        got (str): widths of the update, ``D_in x D_out``.
+        expected (str): widths of the model's module, empty where it has none.
+        reason (str): one line, empty where it fits.
+    """
+
+    module: str
+    verdict: Verdict
+    rank: int
+    got: str
+    expected: str = ""
+    reason: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the module can be adapted as the adapter says."""
+        return self.verdict == "fits"
+
+
+class BaseModules:
+    """The modules of a base model, to hold adapters against.
+
+    Args:
+        model (nn.Module): the base model, or one without weights.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._held = dict(model.named_modules())
+        self._nearest = _Nearest(self._held)
+
+    def fit(self, modules: Sequence[ModuleFacts]) -> tuple[ModuleFit, ...]:
+        """Hold every module of an adapter against the base model.
+
+        Args:
+            modules (Sequence[ModuleFacts]): what the adapter adapts.
+
+        Returns:
+            tuple[ModuleFit, ...]: one per module, in order.
+        """
+        skipped = bypassed(self._model, [facts.name for facts in modules if facts.name in self._held])
+        return tuple(_fit(self._held, facts, self._nearest, skipped) for facts in modules)
+
+
+def _fit(held: Mapping[str, nn.Module], facts: ModuleFacts, nearest: _Nearest, skipped: Mapping[str, str]) -> ModuleFit:
+    got = f"{facts.d_in} x {facts.d_out}"
+    module = held.get(facts.name)
+    if module is None:
+        reason = f"the model has no such module; the nearest are {nearest(facts.name)}"
+        return ModuleFit(facts.name, "absent", facts.rank, got, reason=reason)
+    found = linear_map(module)
+    if isinstance(found, str):
+        return ModuleFit(facts.name, "kind", facts.rank, got, reason=found)
+    expected = f"{found.d_in} x {found.d_out}"
+    if (facts.d_in, facts.d_out) != (found.d_in, found.d_out):
+        reason = f"got D_in x D_out {got}, expected {expected} as in the model"
+        return ModuleFit(facts.name, "shape", facts.rank, got, expected, reason)
+    if facts.name in skipped:
+        return ModuleFit(facts.name, "bypassed", facts.rank, got, expected, skipped[facts.name])
+    fault = _kind_fault(found, facts)
+    return ModuleFit(facts.name, "kind" if fault else "fits", facts.rank, got, expected, fault)
+
+
+def _kind_fault(found: LinearMap, facts: ModuleFacts) -> str:
+    """What is wrong with a module of the right widths, empty if nothing."""
+    if found.lookup != facts.lookup:
+        kinds = {True: "an embedding", False: "a linear map"}
+        return f"the adapter's factors are those of {kinds[facts.lookup]}, the module is {kinds[found.lookup]}"
+    if facts.dora and hasattr(found.module, "embed_scale"):
+        return "DoRA on an embedding that scales its output is not defined"
+    return ""
+
+
+class _Nearest:
+    """Names of adaptable modules that resemble a missing one.
+
+    Names are compared as patterns with the layer numbers left out, because a deep model repeats a handful of patterns
+    and an adapter that does not fit misses all of them.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        self._modules = modules
+        self._close: dict[str, list[str]] = {}
+        self._answers: dict[str, str] = {}
+
+    def __call__(self, missing: str) -> str:
+        if missing not in self._answers:
+            wanted = _numbers(missing)
+            names = [
+                min(self._patterns[pattern], key=lambda each: _distance(each[0], wanted))[1]
+                for pattern in self._alike(_NUMBER.sub("#", missing))
+            ]
+            self._answers[missing] = ", ".join(names) or "none"
+        return self._answers[missing]
+
+    @cached_property
+    def _patterns(self) -> Mapping[str, list[tuple[list[int], str]]]:
+        found: dict[str, list[tuple[list[int], str]]] = defaultdict(list)
+        for name, module in self._modules.items():
+            if isinstance(linear_map(module), LinearMap):
+                found[_NUMBER.sub("#", name)].append((_numbers(name), name))
+        return found
+
+    def _alike(self, pattern: str) -> list[str]:
+        if pattern not in self._close:
+            self._close[pattern] = get_close_matches(pattern, self._patterns, n=_SHOWN, cutoff=0.4)
+        return self._close[pattern]
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(number) for number in _NUMBER.findall(name)]
+
+
+def _distance(numbers: Sequence[int], wanted: Sequence[int]) -> int:
+    return sum(abs(a - b) for a, b in zip(numbers, wanted, strict=False))

@@ -1,0 +1,142 @@
+"""Parameters that an adapter brings beside its factors: task heads, embeddings, biases.
+
+They replace the base model's own, so they take effect only where one adapter is used alone; a mix has no way to be
+partly one head and partly another. The base model's parameters are kept aside and put back by ``restore``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from hub_router.lora.adapter import LoraAdapter, SavedParameter
+from hub_router.lora.keys import is_head
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPlan:
+    """What becomes of a pool's saved parameters.
+
+    Args:
+        replace (Mapping[str, SavedParameter]): by parameter path, those that replace the base model's.
+        faults (tuple[str, ...]): why the pool cannot be composed, a line each.
+        notes (tuple[str, ...]): what is left out, and why, a line each.
+    """
+
+    replace: Mapping[str, SavedParameter] = field(default_factory=dict)
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[str]) -> SavedPlan:
+    """Decide what becomes of the parameters that a pool's adapters bring.
+
+    Args:
+        model (nn.Module): the base model; on the meta device its values cannot be compared, which is left for later.
+        pool (Sequence[LoraAdapter]): the adapters.
+        members (Sequence[str]): names of those that the method can use.
+
+    Returns:
+        SavedPlan: replacements only where one adapter is used alone.
+    """
+    replace: dict[str, SavedParameter] = {}
+    faults: list[str] = []
+    notes: list[str] = []
+    alone = len(members) == 1
+    for adapter in (adapter for adapter in pool if adapter.name in members):
+        for path, parameter in adapter.saved.items():
+            where = f"adapter {adapter.name!r}, parameter {path}"
+            held = _parameter(model, path)
+            if held is None:
+                if is_head(path):
+                    notes.append(f"{where} is left out: {type(model).__name__} has no such task head")
+                else:
+                    faults.append(f"{where}: the model has no such parameter")
+            elif held.shape != parameter.value.shape:
+                got, expected = (tuple(each.shape) for each in (parameter.value, held))
+                faults.append(f"{where}: got shape {got}, expected {expected} as in the model")
+            elif held.is_meta or same_values(parameter.value, held):
+                continue
+            elif alone:
+                replace[path] = parameter
+            else:
+                faults.append(
+                    f"{where}: it was trained, which only one adapter alone can bring; leave the adapter out, or use "
+                    f"method 'single' with adapter={adapter.name!r}"
+                )
+    return SavedPlan(replace, tuple(faults), tuple(notes))
+
+
+class Replacement:
+    """The base model's parameters that were replaced, and their places.
+
+    Args:
+        model (nn.Module): the base model; changed at once.
+        values (Mapping[str, SavedParameter]): by parameter path, checked.
+    """
+
+    def __init__(self, model: nn.Module, values: Mapping[str, SavedParameter]) -> None:
+        self._places: list[tuple[dict[str, Any], str, torch.Tensor, torch.Tensor]] = []
+        for path, parameter in values.items():
+            owner, _, leaf = path.rpartition(".")
+            module = model.get_submodule(owner)
+            held = _parameter(model, path)
+            assert held is not None
+            value: torch.Tensor = parameter.value.to(device=held.device, dtype=held.dtype)
+            if isinstance(held, nn.Parameter):
+                value = nn.Parameter(value, requires_grad=held.requires_grad)
+            owners = [module] if parameter.apart else list(model.modules())
+            for each in owners:
+                table = each._parameters if isinstance(held, nn.Parameter) else each._buffers
+                names = [leaf] if parameter.apart else [name for name, tensor in table.items() if tensor is held]
+                self._places += [(table, name, held, value) for name in names]
+        self.apply()
+
+    def apply(self) -> None:
+        """Put the adapter's values in their places."""
+        for table, name, _, value in self._places:
+            table[name] = value
+
+    def restore(self) -> None:
+        """Put the base model's own parameters back: the objects that they were."""
+        for table, name, held, _ in self._places:
+            table[name] = held
+
+    @contextmanager
+    def lifted(self) -> Iterator[None]:
+        """The base model's own parameters, for the length of a with-block."""
+        self.restore()
+        try:
+            yield
+        finally:
+            self.apply()
+
+
+def same_values(stored: torch.Tensor, held: torch.Tensor) -> bool:
+    """Whether one tensor is the other, or the other rounded to its dtype.
+
+    Args:
+        stored (torch.Tensor): of an adapter.
+        held (torch.Tensor): of a model, of equal shape.
+
+    Returns:
+        bool: so.
+    """
+    stored, held = stored.to(held.device), held.detach()
+    return torch.equal(held.to(stored.dtype), stored) or torch.equal(held, stored.to(held.dtype))
+
+
+def _parameter(model: nn.Module, path: str) -> torch.Tensor | None:
+    """The parameter or buffer of that path, None where there is none."""
+    owner, _, leaf = path.rpartition(".")
+    try:
+        module = model.get_submodule(owner)
+    except AttributeError:
+        return None
+    found = module._parameters.get(leaf)
+    return found if found is not None else module._buffers.get(leaf)

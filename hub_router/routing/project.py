@@ -1,0 +1,24 @@
+"""Scalar products of a module's inputs with the rows of a matrix, such as prototypes, in full precision."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import embedding, linear
+
+
+def project(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """``rows x`` for every token.
+
+    Args:
+        x (torch.Tensor): inputs ``(..., D_in)``; or integer token ids ``(...)``, which stand for one-hot vectors.
+        rows (torch.Tensor): ``(C, D_in)``.
+
+    Returns:
+        torch.Tensor: ``(..., C)`` in float32 or wider.
+    """
+    if not x.is_floating_point():
+        return embedding(x, rows.mT).to(torch.promote_types(rows.dtype, torch.float32))
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # In half precision one score in a few dozen would tie with another, and the earlier adapter would win.
+    with torch.autocast(x.device.type, enabled=False):
+        return linear(x.to(wide), rows.to(wide))
