@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from hub_router.errors import MissingError, SettingsError, UnreachableError
+from hub_router.records import Sample
 from hub_router.store.known import KnownRepo, repos_of_author, repos_of_base_model
 from hub_router.store.runs import Outcome
 from hub_router.store.session import Store
 from hub_router.sync.client import HubClient
 from hub_router.sync.hubrecords import RepoInfo
-from hub_router.sync.manifest import Manifest, load_manifest
+from hub_router.sync.manifest import Manifest, by_folder, load_manifest
 from hub_router.sync.targets import HubTarget, LocalTarget, parse_targets
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class SyncRequest:
         author (str | None): also all repositories of this user or organisation.
         base_model (str | None): also all adapters that the Hub lists for this base model.
         collection (str | Path | None): also the members of a manifest: a bundled name or a TOML file.
-        limit (int | None): at most this many repositories of each listing and manifest, most downloaded first.
+        limit (int | None): at most this many repositories of each listing, most downloaded first, and at most this
+            many members of a manifest that lists them, in its order.
         revision (str | None): branch, tag or commit, for repositories that name none.
         workers (int): threads that ask the Hub and download.
         dry_run (bool): find out what would be done; nothing is downloaded or written.
@@ -57,7 +62,8 @@ class Wanted:
         subfolders (tuple[str, ...]): folders of it; the empty one is its top.
         revision (str | None): branch, tag or commit.
         info (RepoInfo | None): what a listing said about it.
-        task (str): task that a manifest states.
+        tasks (Mapping[str, str]): tasks that a manifest states, by folder.
+        samples (Mapping[str, tuple[Sample, ...]]): examples that a manifest states, by folder.
         base_model (str | None): base model that a manifest states.
     """
 
@@ -65,8 +71,17 @@ class Wanted:
     subfolders: tuple[str, ...] = ("",)
     revision: str | None = None
     info: RepoInfo | None = None
-    task: str = ""
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    samples: Mapping[str, tuple[Sample, ...]] = field(default_factory=dict)
     base_model: str | None = None
+
+    def task_of(self, subfolder: str) -> str:
+        """The task stated for a folder, or else for the nearest folder above it; empty where there is none."""
+        return _nearest(self.tasks, subfolder, "")
+
+    def samples_of(self, subfolder: str) -> tuple[Sample, ...]:
+        """The examples stated for a folder, or else for the nearest folder above it."""
+        return _nearest(self.samples, subfolder, ())
 
 
 @dataclass
@@ -91,7 +106,7 @@ class Plan:
             revisions = " and ".join(entry.revision or "the main branch" for entry in (known, wanted))
             raise SettingsError(f"{wanted.repo_id} is asked for at two revisions, {revisions}; sync them one by one")
         folders = tuple(sorted({*known.subfolders, *wanted.subfolders}))
-        self.repos[wanted.repo_id] = replace(known, subfolders=folders, info=known.info or wanted.info)
+        self.repos[wanted.repo_id] = replace(_stated_by(known, wanted), subfolders=folders)
 
 
 def make_plan(store: Store, client: HubClient, request: SyncRequest) -> Plan:
@@ -155,28 +170,29 @@ def _add_manifest(plan: Plan, store: Store, client: HubClient, request: SyncRequ
     if manifest.author:
         _add_author(plan, store, client, request, manifest.author, manifest)
         return
+    state = _statement(manifest)
+    folders: dict[tuple[str, str | None], list[str]] = {}
     for target in manifest.repos[: request.limit]:
-        wanted = _wanted(replace(target, revision=target.revision or request.revision))
-        plan.add(replace(wanted, task=_task(manifest, target.repo_id), base_model=manifest.base_model))
+        folders.setdefault((target.repo_id, target.revision or request.revision), []).append(target.subfolder)
+    for (repo_id, revision), subfolders in folders.items():
+        plan.add(state(Wanted(repo_id, tuple(sorted(subfolders)), revision)))
 
 
 def _add_author(
     plan: Plan, store: Store, client: HubClient, request: SyncRequest, author: str, manifest: Manifest | None = None
 ) -> None:
-    prefix = f"{author}/{manifest.prefix}".lower() if manifest else ""
+    prefix = manifest.pattern.lower() if manifest else ""
+    state = _statement(manifest)
     # The Hub cannot filter by prefix, so with one its limit would count repositories that are not wanted.
     pages = client.list_repos(author=author, limit=None if prefix else request.limit)
     found = list(_listed(plan, pages, request.limit, prefix))
     for info in found:
-        wanted = _from_listing(info, request)
-        if manifest:
-            wanted = replace(wanted, task=_task(manifest, info.id), base_model=manifest.base_model)
-        _add_listed(plan, wanted)
+        _add_listed(plan, state(_from_listing(info, request)))
     known: list[KnownRepo] = []
     if request.limit is None:
         with store.read() as session:
             known = [repo for repo in repos_of_author(session, author) if repo.repo_id.lower().startswith(prefix)]
-    _add_unlisted(plan, known)
+    _add_unlisted(plan, known, state)
     if not (found or known or plan.faults):
         raise MissingError(f"the Hub lists no repository {prefix or author + '/'}...; check the spelling")
 
@@ -190,7 +206,7 @@ def _add_base_model(plan: Plan, store: Store, client: HubClient, request: SyncRe
     if request.limit is None:
         with store.read() as session:
             known = repos_of_base_model(session, base_model)
-    _add_unlisted(plan, known)
+    _add_unlisted(plan, known, _statement(None))
     if not (found or known or plan.faults):
         raise MissingError(
             f"the Hub lists no adapter of {base_model}; check the spelling, or sync adapters that do not name their "
@@ -221,19 +237,45 @@ def _from_listing(info: RepoInfo, request: SyncRequest) -> Wanted:
 
 
 def _add_listed(plan: Plan, wanted: Wanted) -> None:
-    """Add a repository of a listing; for one asked for by name, which may have said more, only the commit is taken."""
+    """Add a repository of a listing; one asked for by name stays as it was asked for, and learns what is stated."""
     named = plan.repos.get(wanted.repo_id)
     if named is None:
         plan.add(wanted)
     elif named.revision is None:
-        plan.repos[wanted.repo_id] = replace(named, info=named.info or wanted.info)
+        plan.repos[wanted.repo_id] = _stated_by(named, wanted)
 
 
-def _add_unlisted(plan: Plan, known: list[KnownRepo]) -> None:
+def _add_unlisted(plan: Plan, known: list[KnownRepo], state: Callable[[Wanted], Wanted]) -> None:
     for repo in known:
         if repo.repo_id not in plan.repos:
-            plan.add(Wanted(repo.repo_id, repo.requested_subfolders or ("",), repo.requested_revision))
+            plan.add(state(Wanted(repo.repo_id, repo.requested_subfolders or ("",), repo.requested_revision)))
 
 
-def _task(manifest: Manifest, repo_id: str) -> str:
-    return manifest.tasks.get(repo_id, "")
+def _statement(manifest: Manifest | None) -> Callable[[Wanted], Wanted]:
+    """What adds to a repository all that a manifest states about it."""
+    if manifest is None:
+        return lambda wanted: wanted
+    tasks, samples = by_folder(manifest.tasks), by_folder(manifest.samples)
+    return lambda wanted: replace(
+        wanted,
+        tasks=tasks.get(wanted.repo_id, {}),
+        samples=samples.get(wanted.repo_id, {}),
+        base_model=manifest.base_model,
+    )
+
+
+def _stated_by(known: Wanted, wanted: Wanted) -> Wanted:
+    """A repository with the commit, tasks, samples and base model that another mention of it adds."""
+    return replace(
+        known,
+        info=known.info or wanted.info,
+        tasks={**wanted.tasks, **known.tasks},
+        samples={**wanted.samples, **known.samples},
+        base_model=known.base_model or wanted.base_model,
+    )
+
+
+def _nearest(values: Mapping[str, Value], folder: str, default: Value) -> Value:
+    while folder and folder not in values:
+        folder = folder.rpartition("/")[0]
+    return values.get(folder, default)
