@@ -65,6 +65,10 @@ class ManifestError(HubRouterError):
     """A collection manifest (TOML) is malformed."""
 
 
+class SamplesError(HubRouterError):
+    """Samples that a user gives cannot be read or kept, or were never given; lists every fault."""
+
+
 class UnsupportedAdapterError(HubRouterError):
     """A folder holds no adapter that can be used; the message is the one reason."""
 

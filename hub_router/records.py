@@ -56,6 +56,8 @@ class AdapterFacts:
         weight_files (tuple[str, ...]): weight files used, relative to the folder.
         notes (tuple[str, ...]): what a user should know, such as a module without direction (all-zero B).
         base_class (str | None): class of the base model that it was trained on, where the config names it.
+        saved (Mapping[str, tuple[int, ...]]): shapes of the parameters saved beside the factors, by their paths in the
+            base model; they take effect only where the adapter is used alone.
     """
 
     peft_type: str
@@ -69,6 +71,7 @@ class AdapterFacts:
     weight_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     base_class: str | None = None
+    saved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -98,6 +101,46 @@ class Spectrum:
     ambiguous: bool
 
 
+# How sure a base model is, surest first.
+CONFIDENCES = ("certain", "high", "medium", "low", "contradicted", "none")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Which model an adapter was trained on, and why that is believed.
+
+    Args:
+        id (str | None): Hub id, or a folder of this machine; None where nothing names one.
+        confidence (str): ``certain``: the user says so, or the tensors fit its architecture; ``high``: stated plainly
+            and not disputed; ``medium``: derived by a rule, such as from a quantised copy to its original; ``low``:
+            guessed, or disputed; ``contradicted``: the tensors cannot belong to it; ``none``: nothing is known.
+        evidence (tuple[str, ...]): one fact a line.
+        revision (str | None): commit of the base model, where a path into the Hub's cache names it.
+    """
+
+    id: str | None = None
+    confidence: str = "none"
+    evidence: tuple[str, ...] = ()
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """What the user says about base models.
+
+    Args:
+        kind (str): ``adapter`` or ``rule``.
+        pattern (str): an adapter's reference; a rule's shell pattern for what adapters state.
+        base_model (str): Hub id or folder.
+        adapters (int): adapters in the catalog whose base model it decides.
+    """
+
+    kind: str
+    pattern: str
+    base_model: str
+    adapters: int = 0
+
+
 @dataclass(frozen=True)
 class AdapterRecord:
     """One adapter as the catalog knows it.
@@ -112,7 +155,7 @@ class AdapterRecord:
         status (str): ``ready``, or why the adapter is not served: ``unsupported gated missing failed``.
         reason (str): one line for every status but ``ready``.
         base_model (str | None): base model as written in the config.
-        base_model_resolved (str | None): canonical Hub id of the base model, where known.
+        base_model_resolved (str | None): Hub id of the base model, or its folder, where known; see :class:`BaseModel`.
         licence (str): SPDX-like id of the card, ``unknown`` where it states none.
         peft_type (str): e.g. ``LORA``.
         ranks (tuple[int, ...]): distinct ranks.
@@ -127,6 +170,9 @@ class AdapterRecord:
         downloads (int | None): downloads as the Hub stated them at the last sync.
         likes (int | None): likes as the Hub stated them at the last sync.
         extra (Mapping[str, Any]): notes of the reader and other details for ``show``.
+        base_model_confidence (str): how sure the base model is, see :class:`BaseModel`.
+        base_model_evidence (tuple[str, ...]): why, one fact a line.
+        base_model_revision (str | None): commit of the base model, where known.
     """
 
     id: int
@@ -153,6 +199,9 @@ class AdapterRecord:
     downloads: int | None
     likes: int | None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    base_model_confidence: str = "none"
+    base_model_evidence: tuple[str, ...] = ()
+    base_model_revision: str | None = None
 
     @property
     def ref(self) -> str:
@@ -289,6 +338,64 @@ class CompositionRecord:
     method: str
     hyperparameters: Mapping[str, Any]
     members: tuple[CompositionMemberRecord, ...]
+
+
+@dataclass(frozen=True)
+class ModuleFit:
+    """One module of one adapter, held against a base model.
+
+    Args:
+        module (str): module path in the base model.
+        verdict (str): ``fits``; ``absent``: no such module; ``shape``: other widths; ``kind``: no linear map that can
+            be adapted; ``bypassed``: the model reads its weight without calling it; for a parameter saved beside the
+            factors also ``no head``: the model has no such task head, so it is left out.
+        rank (int | None): rank of the update; None for a saved parameter.
+        got (str): widths of the update, ``D_in x D_out``, or the saved parameter's shape.
+        expected (str): those of the model's module, empty where it has none.
+        reason (str): one line, empty where it fits.
+    """
+
+    module: str
+    verdict: str
+    rank: int | None
+    got: str
+    expected: str = ""
+    reason: str = ""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the module can be adapted as the adapter says, or is left out without harm."""
+        return self.verdict in ("fits", "no head")
+
+
+@dataclass(frozen=True)
+class AdapterCheck:
+    """One adapter, read and held against a base model, with nothing loaded.
+
+    Args:
+        ref (str): catalog reference or folder.
+        reason (str): why it cannot be used; empty where it can.
+        notes (tuple[str, ...]): what a user should know about it.
+        base_model (str | None): what it was held against; None where it was only read.
+        modules (tuple[ModuleFit, ...]): every module and saved parameter; empty where it was only read.
+        facts (AdapterFacts | None): what it holds; None where it cannot be read.
+    """
+
+    ref: str
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    base_model: str | None = None
+    modules: tuple[ModuleFit, ...] = ()
+    facts: AdapterFacts | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``usable``, ``usable with note``, ``does not fit`` or ``unsupported``."""
+        if self.reason:
+            return "unsupported"
+        if not all(fit.fits for fit in self.modules):
+            return "does not fit"
+        return "usable with note" if self.notes else "usable"
 
 
 @dataclass(frozen=True)

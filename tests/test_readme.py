@@ -127,6 +127,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
 def test_every_command_and_python_line_of_the_readme_runs(hub: tuple[str, Path], tmp_path: Path) -> None:
     endpoint, root = hub
     save_adapter(root / BASE, tmp_path / "my-adapters" / "my-adapter", 99)
+    (tmp_path / "reviews.jsonl").write_text('{"input": "Review: funny.", "output": "yes"}\n')
+    (tmp_path / "reviews.csv").write_text("sentence,label\na warm film,yes\n")
     lines = session()
     (tmp_path / "lines.json").write_text(json.dumps(lines))
     environment = {

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hub_router.cli.bases import described, explained
 from hub_router.cli.options import Call, common_options, filter_options, limit_option
 from hub_router.cli.output import Output, one_line, plain_data
 from hub_router.cli.spectrum import chart, summarise
@@ -113,7 +114,7 @@ def _table(out: Output, records: Sequence[AdapterRecord], statuses: tuple[str, .
     rows: list[list[Any]] = [
         [
             record.ref,
-            record.base_model_resolved or record.base_model,
+            described(record),
             record.ranks,
             record.targets,
             record.licence,
@@ -181,7 +182,7 @@ def _describe(out: Output, details: AdapterDetails) -> None:
         tests = sum(sample.split == "test" for sample in details.samples)
         out.text(f"\nSamples ({len(details.samples) - tests} for routing and search, {tests} for evaluation)")
         for sample in details.samples[:SAMPLES_SHOWN]:
-            out.text(f"  {one_line(sample.input, 80)} -> {one_line(sample.output, 40)}")
+            out.text(f"  {one_line(sample.input, 80)} -> {one_line(sample.output, 40)}  ({sample.origin})")
     embedded = ", ".join(f"{count} texts by {encoder}" for encoder, count in details.embeddings.items())
     # Only what is served gets indexed.
     absent = "none yet; run: hub-router index" if record.status == "ready" else "none"
@@ -195,15 +196,12 @@ def _describe(out: Output, details: AdapterDetails) -> None:
 
 def _facts(record: AdapterRecord) -> Mapping[str, str]:
     """One line per fact, empty ones left out."""
-    base = record.base_model_resolved or record.base_model or "not stated"
-    if record.base_model and record.base_model != base:
-        base += f" (written as {record.base_model})"
     facts = {
         "adapter": f"{record.ref}  (id {record.id}, {record.source})",
         "revision": record.revision,
         "status": standing(record.status, record.reason),
         "folder": str(record.path),
-        "base model": base,
+        "base model": explained(record),
         "licence": record.licence,
         "type": f"{record.peft_type}, {'/'.join(record.dtypes)}",
         "ranks": ", ".join(str(rank) for rank in record.ranks),

@@ -89,8 +89,9 @@ class Call:
     def hub(self) -> Iterator[Hub]:
         """The catalog, opened for this command; long work shows its progress on stderr."""
         if not sys.stderr.isatty():
-            # huggingface_hub and transformers read this once, when they are imported.
+            # huggingface_hub, transformers and datasets read these once, when they are imported.
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
         from hub_router.cli.progress import TerminalProgress
         from hub_router.hub import Hub
 

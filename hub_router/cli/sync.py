@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,16 @@ if TYPE_CHECKING:
 USABLE = ("added", "updated", "unchanged")
 
 
+def _number(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -> int | float | None:
+    """A whole number, else one with a fraction; which of them can be used, the catalog says."""
+    try:
+        return None if text is None else int(text) if text.strip().isdecimal() else float(text)
+    except ValueError as error:
+        raise click.BadParameter(
+            f"{text!r} is no number, expected a rank such as 16, or a share such as 0.99"
+        ) from error
+
+
 @click.command()
 @click.argument("targets", nargs=-1, metavar="[TARGET]...")
 @click.option("--author", metavar="NAME", help="Also every adapter of this user or organisation.")
@@ -29,6 +40,13 @@ USABLE = ("added", "updated", "unchanged")
     metavar="N",
     help="At most N repositories of each listing, most downloaded first.",
 )
+@click.option(
+    "--checkpoints",
+    type=click.Choice(("newest", "all")),
+    default="newest",
+    show_default=True,
+    help="Of folders checkpoint-N that stand for one adapter, the newest or all.",
+)
 @click.option("--revision", metavar="REV", help="Branch, tag or commit. Default: the main branch.")
 @click.option(
     "--workers",
@@ -39,13 +57,19 @@ USABLE = ("added", "updated", "unchanged")
     help="Downloads at the same time.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done; download and write nothing.")
+@click.option(
+    "--convert-rank",
+    callback=_number,
+    metavar="R",
+    help="Also convert other PEFT types (LoHa, LoKr, ...) to LoRA of rank R; R below 1 is the share of energy to keep.",
+)
 @common_options
 def sync(call: Call, targets: tuple[str, ...], **options: Any) -> None:
     """Bring adapters from the Hub and from local folders into the catalog.
 
     TARGET is OWNER/REPO, OWNER/REPO/SUBFOLDER, either with @REVISION, or a folder; what exists here as a folder is
     taken as one. What has not changed since the last sync is not downloaded again, and an interrupted sync is finished
-    by the next.
+    by the next. An adapter that is converted (--convert-rank) is added as a local one, under the catalog's home.
 
     Ends with status 1 if anything failed, or if a TARGET gave no usable adapter because it is gated, missing or
     unsupported. What a listing (--author, --base-model, --collection) holds of such is only reported.
@@ -54,6 +78,7 @@ def sync(call: Call, targets: tuple[str, ...], **options: Any) -> None:
         raise click.UsageError("name a TARGET, or give --author, --base-model or --collection")
     with call.hub() as hub:
         summary = hub.sync(*targets, **options)
+        waiting = hub.convertible(summary) if options["convert_rank"] is None else ()
     call.out.document(summary.as_dict())
     call.out.table(["outcome", "adapters"], [[name, count] for name, count in summary.counts.items()])
     rest = [outcome for outcome in summary.outcomes if outcome.outcome not in USABLE]
@@ -69,6 +94,9 @@ def sync(call: Call, targets: tuple[str, ...], **options: Any) -> None:
     unmet = [target for target in targets if not is_met(target, summary)]
     if unmet:
         call.out.remark(f"Gave no usable adapter, or not all that they hold: {', '.join(unmet)}")
+    if waiting:
+        command = f"hub-router sync {shlex.quote(waiting[0])} --convert-rank 16"
+        call.out.remark(f"Of other PEFT types that can be converted to LoRA: {len(waiting)}; try: {command}")
     if any(summary.counts[name] for name in USABLE):
         call.out.remark("Next: " + ("the same without --dry-run" if summary.dry_run else "hub-router index"))
     if unmet or summary.counts["failed"]:
@@ -85,11 +113,13 @@ def is_met(target: str, summary: SyncSummary) -> bool:
     Returns:
         bool: False too where the run says nothing about the target.
     """
+    from hub_router.hub.conversion import answers
+
     folder = Path(target).expanduser()
     local = folder.is_dir() or target.startswith((".", "/", "~"))
     wanted = _parts(str(folder.resolve())) if local else _parts(target.partition("@")[0])
-    own = [
-        outcome.outcome
+    lines = [
+        outcome
         for outcome in summary.outcomes
         if (outcome.source == "local") == local
         and (
@@ -98,6 +128,9 @@ def is_met(target: str, summary: SyncSummary) -> bool:
             or f"renamed from {'/'.join(target.partition('@')[0].split('/')[:2])}" in outcome.reason
         )
     ]
+    refs = [_ref(outcome) for outcome in lines if outcome.outcome == "unsupported"]
+    # An adapter of another type is met by its conversion.
+    own = [outcome.outcome for outcome in (*lines, *(each for each in summary.outcomes if answers(each, refs)))]
     return "failed" not in own and any(outcome in USABLE for outcome in own)
 
 

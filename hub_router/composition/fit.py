@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Literal
 
 from torch import nn
 
+from hub_router.composition.architecture import any_model
 from hub_router.composition.bypass import bypassed
 from hub_router.composition.maps import LinearMap, linear_map
-from hub_router.records import ModuleFacts
+from hub_router.composition.saved import parameter_at
+from hub_router.lora.keys import is_head
+from hub_router.records import AdapterFacts, ModuleFacts, ModuleFit
 
-Verdict = Literal["fits", "absent", "shape", "kind", "bypassed"]
-
+_LOG = logging.getLogger(__name__)
 _NUMBER = re.compile(r"\d+")
 _SHOWN = 3
-
-
-@dataclass(frozen=True)
-class ModuleFit:
-    """One module of one adapter, held against the base model.
-
-    Args:
-        module (str): module path in the base model.
-        verdict (str): ``fits``; ``absent``: no such module; ``shape``: other widths; ``kind``: no linear map that can
-            be adapted; ``bypassed``: the model reads its weight without calling it.
-        rank (int): rank of the update.
-        got (str): widths of the update, ``D_in x D_out``.
-        expected (str): widths of the model's module, empty where it has none.
-        reason (str): one line, empty where it fits.
-    """
-
-    module: str
-    verdict: Verdict
-    rank: int
-    got: str
-    expected: str = ""
-    reason: str = ""
-
-    @property
-    def fits(self) -> bool:
-        """Whether the module can be adapted as the adapter says."""
-        return self.verdict == "fits"
 
 
 class BaseModules:
@@ -72,6 +46,58 @@ class BaseModules:
         """
         skipped = bypassed(self._model, [facts.name for facts in modules if facts.name in self._held])
         return tuple(_fit(self._held, facts, self._nearest, skipped) for facts in modules)
+
+
+def check_saved(model: nn.Module, saved: Mapping[str, tuple[int, ...]]) -> tuple[ModuleFit, ...]:
+    """Hold the parameters that an adapter brings beside its factors against a base model.
+
+    Args:
+        model (nn.Module): the base model, or one without weights.
+        saved (Mapping[str, tuple[int, ...]]): shapes by parameter path.
+
+    Returns:
+        tuple[ModuleFit, ...]: one per parameter, in order.
+    """
+    found = []
+    for path, shape in saved.items():
+        got, held = str(shape), parameter_at(model, path)
+        if held is None and is_head(path):
+            reason = f"left out: {type(model).__name__} has no such task head"
+            found.append(ModuleFit(path, "no head", None, got, reason=reason))
+        elif held is None:
+            found.append(ModuleFit(path, "absent", None, got, reason="the model has no such parameter"))
+        else:
+            expected = str(tuple(held.shape))
+            same = got == expected
+            reason = "" if same else f"got shape {got}, expected {expected} as in the model"
+            found.append(ModuleFit(path, "fits" if same else "shape", None, got, expected, reason))
+    return tuple(found)
+
+
+def fits_locally(facts: AdapterFacts, reference: str) -> str | None:
+    """Whether an adapter fits the architecture of a base model whose config is at hand on this machine.
+
+    Args:
+        facts (AdapterFacts): what the adapter adapts.
+        reference (str): folder or Hub id of the base model; the Hub is not asked.
+
+    Returns:
+        str | None: empty where all modules fit; one line with the misfit where shapes differ or the architecture knows
+        no module of that name; None where nothing can be said, also where a module only has another path.
+    """
+    try:
+        model = any_model(reference, local_only=True)
+        fits = BaseModules(model).fit(facts.modules)
+    except Exception as error:  # noqa: BLE001 - a config that nobody asked for may hold anything
+        _LOG.debug("%s cannot be compared with %s: %s", facts.base_model, reference, error)
+        return None
+    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    wrong = [fit for fit in fits if fit.verdict in ("shape", "kind")]
+    unknown = [fit for fit in fits if fit.verdict == "absent" and fit.module.rpartition(".")[2] not in leaves]
+    if wrong or unknown:
+        first = (wrong or unknown)[0]
+        return f"{len(wrong) + len(unknown)} of {len(fits)} modules do not fit: {first.module}: {first.reason}"
+    return "" if all(fit.fits for fit in fits) else None
 
 
 def _fit(held: Mapping[str, nn.Module], facts: ModuleFacts, nearest: _Nearest, skipped: Mapping[str, str]) -> ModuleFit:

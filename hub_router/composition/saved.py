@@ -51,7 +51,7 @@ def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[
     for adapter in (adapter for adapter in pool if adapter.name in members):
         for path, parameter in adapter.saved.items():
             where = f"adapter {adapter.name!r}, parameter {path}"
-            held = _parameter(model, path)
+            held = parameter_at(model, path)
             if held is None:
                 if is_head(path):
                     notes.append(f"{where} is left out: {type(model).__name__} has no such task head")
@@ -85,7 +85,7 @@ class Replacement:
         for path, parameter in values.items():
             owner, _, leaf = path.rpartition(".")
             module = model.get_submodule(owner)
-            held = _parameter(model, path)
+            held = parameter_at(model, path)
             assert held is not None
             value: torch.Tensor = parameter.value.to(device=held.device, dtype=held.dtype)
             if isinstance(held, nn.Parameter):
@@ -131,8 +131,16 @@ def same_values(stored: torch.Tensor, held: torch.Tensor) -> bool:
     return torch.equal(held.to(stored.dtype), stored) or torch.equal(held, stored.to(held.dtype))
 
 
-def _parameter(model: nn.Module, path: str) -> torch.Tensor | None:
-    """The parameter or buffer of that path, None where there is none."""
+def parameter_at(model: nn.Module, path: str) -> torch.Tensor | None:
+    """A parameter or buffer of a model by its path.
+
+    Args:
+        model (nn.Module): any model.
+        path (str): e.g. ``score.weight``.
+
+    Returns:
+        torch.Tensor | None: None where there is none.
+    """
     owner, _, leaf = path.rpartition(".")
     try:
         module = model.get_submodule(owner)

@@ -11,10 +11,20 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import HubRouterError, NotInCatalogError
-from hub_router.hub import composing
+from hub_router.hub import checking, composing, conversion
+from hub_router.hub.bases import Bases
 from hub_router.hub.indexing import index_spectra
+from hub_router.hub.samples import Samples
 from hub_router.progress import SILENT, Progress
-from hub_router.records import AdapterDetails, AdapterFacts, AdapterRecord, CompositionRecord, IndexSummary, RepoRecord
+from hub_router.records import (
+    AdapterCheck,
+    AdapterDetails,
+    AdapterFacts,
+    AdapterRecord,
+    CompositionRecord,
+    IndexSummary,
+    RepoRecord,
+)
 from hub_router.settings import Settings
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
@@ -80,6 +90,8 @@ class Hub:
         revision: str | None = None,
         workers: int = 8,
         dry_run: bool = False,
+        checkpoints: str = "newest",
+        convert_rank: int | float | None = None,
     ) -> SyncSummary:
         """Bring the catalog up to date with repositories on the Hub and with local folders.
 
@@ -91,17 +103,23 @@ class Hub:
             limit (int | None): at most this many repositories from listings.
             revision (str | None): branch, tag or commit; default the main branch.
             workers (int): parallel downloads.
-            dry_run (bool): look, but download and write nothing.
+            dry_run (bool): look, but download, convert and write nothing.
+            checkpoints (str): of folders ``checkpoint-N`` that stand for one adapter, the ``newest`` or ``all``.
+            convert_rank (int | float | None): also convert adapters of other PEFT types to LoRA of this rank, or of the
+                ranks that keep this share of the energy; see :func:`hub_router.lora.convert.convert`.
 
         Returns:
             SyncSummary: the outcome of every adapter, with the reason where it was not added.
 
         Raises:
+            SettingsError: a target or the rank cannot be used.
             HubError: a listing itself could not be read.
             ManifestError: the collection is malformed.
         """
+        from hub_router.lora.convertible import check_rank
         from hub_router.sync.run import SyncRequest, sync
 
+        rank = None if convert_rank is None else check_rank(convert_rank)
         request = SyncRequest(
             targets=tuple(targets),
             base_model=base_model,
@@ -111,8 +129,28 @@ class Hub:
             revision=revision,
             workers=workers,
             dry_run=dry_run,
+            checkpoints=checkpoints,
         )
-        return sync(self.store, request, _inspect, self.progress)
+        inspect = conversion.noting(_inspect, self.settings.home)
+        summary = sync(self.store, request, inspect, self.progress, fits=_fits)
+        if rank is None:
+            return summary
+
+        def add(folders: tuple[Path, ...]) -> SyncSummary:
+            return sync(self.store, SyncRequest(targets=folders), inspect, self.progress, fits=_fits)
+
+        return conversion.convert_unsupported(self.store, self.settings.home, summary, rank, add, self.progress)
+
+    def convertible(self, summary: SyncSummary) -> Sequence[str]:
+        """The unsupported adapters of a run that :meth:`sync` converts where it is given a ``convert_rank``.
+
+        Args:
+            summary (SyncSummary): of the run.
+
+        Returns:
+            Sequence[str]: references.
+        """
+        return conversion.convertible_refs(self.store, summary)
 
     def index(self, encoder: str | None = None) -> IndexSummary:
         """Compute every feature that is missing or stale: spectra, text embeddings, the FAISS index.
@@ -186,7 +224,7 @@ class Hub:
 
         chosen = load_encoder(self._encoder_name(encoder))
         vector = chosen.encode([text])[0]
-        filters = Filters(base_model=base_model, licence=licence, rank=rank, target=target, tag=tag)
+        filters = _filters(base_model, licence, rank, target, tag)
         return search(self.store, self.settings.index_dir, chosen.name, vector, filters, limit)
 
     def list(
@@ -214,7 +252,7 @@ class Hub:
         Returns:
             list[AdapterRecord]: one per adapter, newest revision only.
         """
-        filters = Filters(base_model=base_model, licence=licence, rank=rank, target=target, tag=tag)
+        filters = _filters(base_model, licence, rank, target, tag)
         with self.store.read() as session:
             return adapter_queries.list_records(session, filters, limit=limit, statuses=tuple(statuses))
 
@@ -243,6 +281,16 @@ class Hub:
         with self.store.read() as session:
             return unserved(session, statuses)
 
+    @property
+    def bases(self) -> Bases:
+        """Base models as the user sets them: for one adapter, or by a rule."""
+        return Bases(self.store, self.progress, _inspect, _fits)
+
+    @property
+    def samples(self) -> Samples:
+        """Examples of the adapters' tasks: list them, add your own, remove those again."""
+        return Samples(self.store, self.progress)
+
     def values(self, statuses: Sequence[str] = ("ready",)) -> Mapping[str, Mapping[str, int]]:
         """The values that each filter of :meth:`list` can be given, with the number of adapters that have it.
 
@@ -254,6 +302,22 @@ class Hub:
         """
         with self.store.read() as session:
             return adapter_queries.values(session, statuses)
+
+    def check(self, *refs: str | Path, base_model: str | None = None) -> Sequence[AdapterCheck]:
+        """Read adapters and hold them against a base model's architecture, before anything is loaded.
+
+        Args:
+            *refs (str | Path): adapters of the catalog, or folders, synced or not, that are adapters or hold some.
+            base_model (str | None): Hub id or folder; only its config is read. None only reads the adapters.
+
+        Returns:
+            Sequence[AdapterCheck]: verdict, notes, and every module of every adapter, whether it fits or how not.
+
+        Raises:
+            NotInCatalogError: a reference is neither a folder nor in the catalog.
+            MissingError: the base model's config cannot be had, or transformers does not know the architecture.
+        """
+        return checking.check(self.store, refs, base_model, self.progress)
 
     def define(
         self,
@@ -389,6 +453,23 @@ def _inspect(folder: Path) -> AdapterFacts:
     from hub_router.lora.facts import inspect
 
     return inspect(folder)
+
+
+def _filters(
+    base_model: str | None, licence: str | None, rank: int | None, target: str | None, tag: str | None
+) -> Filters:
+    """What to look for; a copy's name and an old name of a base model also stand for its present id."""
+    from hub_router.sync.base_names import canonical_id
+
+    known_as = canonical_id(base_model) if base_model else None
+    return Filters(base_model, licence, rank, target, tag, base_model_id=known_as)
+
+
+def _fits(facts: AdapterFacts, model: str) -> str | None:
+    """Holds an adapter against a base model for ``sync``, if the model's config is on this machine."""
+    from hub_router.composition.fit import fits_locally
+
+    return fits_locally(facts, model)
 
 
 def methods() -> Sequence[MethodInfo]:

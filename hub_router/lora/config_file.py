@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hub_router.errors import UnsupportedAdapterError
+from hub_router.formats import CONFIG_FILE
 from hub_router.lora.config import AdapterConfig
 from hub_router.lora.fields import wrong
-from hub_router.lora.formats import CONFIG_FILE, describe_file, describe_folder
+from hub_router.lora.formats import describe_file, describe_folder
 from hub_router.lora.mlx_config import is_mlx, mlx_config
 from hub_router.lora.peft_config import peft_config
 

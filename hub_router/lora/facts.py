@@ -51,6 +51,7 @@ def inspect(path: Path) -> AdapterFacts:
         rslora=source.config.use_rslora,
         weight_files=tuple(file.name for file in source.files),
         notes=adapter.notes,
+        saved={path: tuple(parameter.value.shape) for path, parameter in adapter.saved.items()},
     )
 
 

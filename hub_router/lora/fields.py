@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hub_router.errors import UnsupportedAdapterError
-from hub_router.lora.formats import CONFIG_FILE
+from hub_router.formats import CONFIG_FILE
 
 MAX_RANK = 1_000_000
 MAX_ALPHA = 1e6

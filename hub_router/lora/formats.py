@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-CONFIG_FILE = "adapter_config.json"
-SAFETENSORS_FILE = "adapter_model.safetensors"
-BIN_FILE = "adapter_model.bin"
-MLX_FILE = "adapters.safetensors"
+from hub_router.formats import name_other
 
 # The length field alone of a safetensors file.
 _SHORTEST_WEIGHTS = 8
@@ -17,19 +14,6 @@ _MAGIC = (
     (b"\x1f\x8b", "a gzip archive"),
     (b"<!doctype html", "an HTML page"),
     (b"<html", "an HTML page"),
-)
-
-_FOLDERS = (
-    ("pytorch_lora_weights.safetensors", "diffusers LoRA weights (pytorch_lora_weights.safetensors)"),
-    ("pytorch_lora_weights.bin", "diffusers LoRA weights (pytorch_lora_weights.bin)"),
-    ("adapters.safetensors", "MLX-LM weights (adapters.safetensors)"),
-    ("adapters.npz", "MLX-LM weights (adapters.npz)"),
-    ("pytorch_adapter.bin", "AdapterHub weights (pytorch_adapter.bin)"),
-    ("._adapter_config.json", "only macOS AppleDouble metadata (._adapter_config.json)"),
-    ("._adapter_model.safetensors", "only macOS AppleDouble metadata (._adapter_model.safetensors)"),
-    ("model.safetensors", "a full model (model.safetensors)"),
-    ("model.safetensors.index.json", "a full model (model.safetensors.index.json)"),
-    ("pytorch_model.bin", "a full model (pytorch_model.bin)"),
 )
 
 
@@ -65,8 +49,9 @@ def describe_folder(folder: Path) -> str | None:
         str | None: e.g. ``MLX-LM weights (adapters.safetensors)``, and what that file is where it is damaged; None
         where nothing was recognised.
     """
-    for name, meaning in _FOLDERS:
-        if (folder / name).is_file():
-            what = describe_file(folder / name)
-            return f"{meaning}, itself {what}" if what else meaning
-    return None
+    found = name_other({entry.name for entry in folder.iterdir() if entry.is_file()})
+    if found is None:
+        return None
+    name, meaning = found
+    what = describe_file(folder / name)
+    return f"{meaning} ({name}), itself {what}" if what else f"{meaning} ({name})"

@@ -7,9 +7,9 @@ with row lengths ``m``; module names are those of the transformers implementatio
 from __future__ import annotations
 
 from hub_router.errors import UnsupportedAdapterError
+from hub_router.formats import CONFIG_FILE
 from hub_router.lora.config import AdapterConfig
 from hub_router.lora.fields import Fields, flag, number, optional_text, rank, wrong
-from hub_router.lora.formats import CONFIG_FILE
 
 
 def is_mlx(fields: Fields) -> bool:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hub_router.errors import UnsupportedAdapterError
+from hub_router.formats import CONFIG_FILE
 from hub_router.lora.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_INIT_RANK, AdapterConfig, Kind
 from hub_router.lora.fields import Fields, flag, names, names_or_pattern, number, optional_text, rank, short, wrong
-from hub_router.lora.formats import CONFIG_FILE
 from hub_router.lora.patterns import PatternValue
 
 MAX_PATTERNS = 10_000
@@ -53,7 +53,7 @@ def _foreign_config(fields: Fields, peft_type: object) -> str:
     """The reason why a config of another type is refused."""
     if isinstance(peft_type, str) and peft_type:
         shown = peft_type if peft_type.isprintable() and len(peft_type) <= 64 else short(peft_type)
-        return f"unsupported: {shown} (peft_type), only LORA adapters can be composed"
+        return f"unsupported: {shown} (peft_type), only LORA and ADALORA adapters can be composed"
     if "peft_type" in fields:
         return str(wrong("peft_type", peft_type, "'LORA'"))
     if isinstance(fields.get("config"), dict):

@@ -18,8 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from hub_router.errors import UnsupportedAdapterError
+from hub_router.formats import BIN_FILE, MLX_FILE, SAFETENSORS_FILE
 from hub_router.lora.config import Kind
-from hub_router.lora.formats import BIN_FILE, MLX_FILE, SAFETENSORS_FILE, describe_file, describe_folder
+from hub_router.lora.formats import describe_file, describe_folder
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 

@@ -12,11 +12,12 @@ import numpy as np
 from sqlalchemy import ColumnElement, SQLColumnExpression, Text, case, cast, func, or_, select
 from sqlalchemy.orm import Session
 
-from hub_router.records import AdapterDetails, AdapterRecord, FileFacts, Sample
+from hub_router.records import AdapterDetails, AdapterRecord, FileFacts
 from hub_router.store import lookup
 from hub_router.store.features import embedding_counts, load_spectra
 from hub_router.store.rows import adapter_rows, chunks, fetch, plain, records, to_record
-from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, AdapterSample, Repo
+from hub_router.store.samples import samples
+from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, Repo
 
 __all__ = ["Filters", "count", "details", "find", "ids", "list_records", "records", "samples", "to_record", "values"]
 
@@ -33,6 +34,7 @@ class Filters:
         rank (int | None): a rank that occurs in the adapter.
         target (str | None): last component of an adapted module's name, such as ``q_proj``.
         tag (str | None): a tag of the card.
+        base_model_id (str | None): another name of that base model as resolved, such as that of a copy's original.
     """
 
     base_model: str | None = None
@@ -40,6 +42,7 @@ class Filters:
     rank: int | None = None
     target: str | None = None
     tag: str | None = None
+    base_model_id: str | None = None
 
 
 def list_records(
@@ -177,31 +180,14 @@ def details(session: Session, record: AdapterRecord) -> AdapterDetails:
     )
 
 
-def samples(session: Session, adapter_id: int, split: str | None = None) -> list[Sample]:
-    """Stored examples of an adapter's task, in order.
-
-    Args:
-        session (Session): a session of the store.
-        adapter_id (int): catalog id.
-        split (str | None): ``sample`` or ``test``; default both.
-
-    Returns:
-        list[Sample]: empty where the adapter came without any.
-    """
-    statement = select(AdapterSample.input, AdapterSample.output, AdapterSample.split, AdapterSample.origin)
-    statement = statement.where(AdapterSample.adapter_id == adapter_id)
-    if split is not None:
-        statement = statement.where(AdapterSample.split == split)
-    return [Sample(*row) for row in session.execute(statement.order_by(AdapterSample.split, AdapterSample.position))]
-
-
 def _conditions(filters: Filters | None, statuses: Sequence[str], few: bool = False) -> list[ColumnElement[bool]]:
     """What the adapters must be; ``few`` where the statement names the ids to look at."""
     wanted = filters or Filters()
     found: list[ColumnElement[bool]] = [Adapter.status.in_(tuple(statuses))]
     if wanted.base_model is not None:
         base = wanted.base_model.lower()
-        found.append(or_(func.lower(Adapter.base_model_resolved) == base, func.lower(Adapter.base_model) == base))
+        names = sorted({base, (wanted.base_model_id or base).lower()})
+        found.append(or_(func.lower(Adapter.base_model_resolved).in_(names), func.lower(Adapter.base_model) == base))
     if wanted.licence is not None:
         found.append(func.lower(Adapter.licence) == wanted.licence.lower())
     if wanted.rank is not None:

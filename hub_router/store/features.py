@@ -159,7 +159,7 @@ def adapter_texts(session: Session) -> list[AdapterTexts]:
     Samples of the ``test`` split are left out: evaluation would otherwise find what search was told.
     """
     served = and_(Adapter.current.is_(True), Adapter.status == "ready")
-    inputs: dict[int, list[str]] = {}
+    inputs: dict[int, dict[str, None]] = {}
     statement = (
         select(AdapterSample.adapter_id, AdapterSample.input)
         .join(Adapter, Adapter.id == AdapterSample.adapter_id)
@@ -167,7 +167,8 @@ def adapter_texts(session: Session) -> list[AdapterTexts]:
         .order_by(AdapterSample.adapter_id, AdapterSample.position)
     )
     for adapter_id, text in session.execute(statement):
-        inputs.setdefault(adapter_id, []).append(text)
+        # What a user gave may repeat what the repository brought.
+        inputs.setdefault(adapter_id, {})[text] = None
     labels: dict[int, list[str]] = {}
     statement = (
         select(AdapterLabel.adapter_id, AdapterLabel.value)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
-from hub_router.store.tables import Adapter, AdapterFile, Repo
+from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, Repo
 
 # Portable databases take at least this many parameters in one statement.
 CHUNK = 500
@@ -17,7 +17,10 @@ CHUNK = 500
 
 @dataclass(frozen=True)
 class KnownAdapter:
-    """A current adapter row: where it lies and which files it needs (name from the top of the repository -> bytes)."""
+    """A current adapter row: where it lies and which files it needs (name from the top of the repository -> bytes).
+
+    ``resolved`` is False for a row that an earlier release wrote, which looked for no evidence of the base model.
+    """
 
     subfolder: str
     revision: str
@@ -25,6 +28,7 @@ class KnownAdapter:
     reason: str
     path: str
     files: Mapping[str, int]
+    resolved: bool = True
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class KnownRepo:
     revision: str | None
     requested_revision: str | None
     requested_subfolders: tuple[str, ...]
+    requested_checkpoints: str
     state: str
     reason: str
     renamed_to: str | None
@@ -76,17 +81,30 @@ def repos_of_author(session: Session, author: str) -> list[KnownRepo]:
 
 
 def repos_of_base_model(session: Session, base_model: str) -> list[KnownRepo]:
-    """The Hub repositories with a current adapter of a base model that the catalog believes to exist.
+    """The Hub repositories that the Hub listed for a base model, as far as the catalog believes them to exist.
+
+    The Hub goes by what the card states, so a quantised copy and its original are two base models here. What states
+    nothing goes by the base model that was found.
 
     Args:
         session (Session): a reading session.
         base_model (str): Hub id, compared without case.
     """
+    asked = base_model.lower()
+    said = select(AdapterLabel.adapter_id).where(
+        AdapterLabel.adapter_id == Adapter.id, AdapterLabel.kind == "base_model"
+    )
+    listed = func.lower(AdapterLabel.value).in_((f"card {asked}", f"tag base_model:adapter:{asked}"))
     query = (
         select(Repo)
         .join(Adapter)
         .where(Repo.source == "hub", Repo.state.not_in(("missing", "renamed")), Adapter.current)
-        .where(func.lower(Adapter.base_model_resolved) == base_model.lower())
+        .where(
+            or_(
+                said.where(listed).exists(),
+                and_(func.lower(Adapter.base_model_resolved) == asked, not_(said.exists())),
+            )
+        )
         .distinct()
     )
     return _with_adapters(session, list(session.scalars(query)))
@@ -132,11 +150,20 @@ def _known(repo: Repo, adapters: Sequence[Adapter], files: Mapping[int, Mapping[
         revision=repo.revision,
         requested_revision=repo.requested_revision,
         requested_subfolders=tuple(repo.requested_subfolders or ()),
+        requested_checkpoints=repo.requested_checkpoints,
         state=repo.state,
         reason=repo.reason,
         renamed_to=repo.renamed_to,
         adapters=tuple(
-            KnownAdapter(row.subfolder, row.revision, row.status, row.reason, row.path, files.get(row.id, {}))
+            KnownAdapter(
+                row.subfolder,
+                row.revision,
+                row.status,
+                row.reason,
+                row.path,
+                files.get(row.id, {}),
+                row.status != "ready" or bool(row.base_model_evidence),
+            )
             for row in sorted(adapters, key=lambda row: row.subfolder)
         ),
     )

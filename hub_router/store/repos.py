@@ -7,26 +7,32 @@ Sync writes one adapter per transaction, so a crash loses at most the adapter in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import BigInteger, bindparam, delete, insert, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import BigInteger, and_, bindparam, delete, insert, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
-from hub_router.records import UNKNOWN_LICENCE, AdapterFacts, Sample
+from hub_router.records import UNKNOWN_LICENCE, AdapterFacts, BaseModel, Sample
+from hub_router.store.base_choices import STATEMENT, choices, choose, follow_rename
 from hub_router.store.known import CHUNK, KnownRepo
-from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, AdapterSample, Repo, utcnow
+from hub_router.store.samples import hand_over, write_found
+from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, Repo, utcnow
 
 
 @dataclass(frozen=True)
 class RepoFields:
-    """A repository as its source describes it now; ``subfolders`` are the folders asked for, empty for its top."""
+    """A repository as its source describes it now, and what was asked for of it.
+
+    ``subfolders`` are the folders asked for, empty for its top; ``checkpoints`` is ``newest`` or ``all``.
+    """
 
     source: str
     repo_id: str
     revision: str
     requested_revision: str | None = None
     subfolders: tuple[str, ...] = ("",)
+    checkpoints: str = "newest"
     last_modified: datetime | None = None
     downloads: int | None = None
     likes: int | None = None
@@ -50,7 +56,8 @@ class AdapterFields:
     path: str
     facts: AdapterFacts | None = None
     reason: str = ""
-    base_model_resolved: str | None = None
+    base_model: BaseModel = field(default_factory=BaseModel)
+    base_statements: tuple[str, ...] = ()
     licence: str = UNKNOWN_LICENCE
     tags: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
@@ -64,7 +71,8 @@ def save_adapter(session: Session, repo: RepoFields, adapter: AdapterFields) -> 
     """Write one adapter and make it the current one of its folder.
 
     Where the current row computes the same function (equal weights hash), that row is moved to the new revision, so
-    compositions and features that belong to it stay valid; otherwise the old row stays, no longer current.
+    compositions and features that belong to it stay valid; otherwise the old row stays, no longer current. The samples
+    that the user gave go along in either case.
 
     Args:
         session (Session): a writing session.
@@ -79,6 +87,9 @@ def save_adapter(session: Session, repo: RepoFields, adapter: AdapterFields) -> 
     rows = list(
         session.scalars(select(Adapter).where(Adapter.repo_pk == parent.id, Adapter.subfolder == adapter.subfolder))
     )
+    before = next((row for row in rows if row.current), None)
+    ref = f"{repo.repo_id}/{adapter.subfolder}" if adapter.subfolder else repo.repo_id
+    chosen = choose(choices(session), ref, adapter.facts.base_model if adapter.facts else None)
     exact = [row for row in rows if row.revision == repo.revision]
     same = [row for row in rows if row.current and row.weights_hash == weights_hash]
     row = next(iter(exact or same), None)
@@ -88,8 +99,10 @@ def save_adapter(session: Session, repo: RepoFields, adapter: AdapterFields) -> 
     for other in rows:
         other.current = other is row
     row.revision, row.current = repo.revision, True
-    _fill(row, repo, adapter)
+    _fill(row, repo, adapter, chosen)
     session.flush()
+    if before is not None and before is not row:
+        hand_over(session, before.id, row.id)
     _replace_details(session, row.id, adapter)
     return row.id
 
@@ -108,7 +121,7 @@ def finish_repo(session: Session, repo: RepoFields, state: str, reason: str = ""
     if state in ("ok", "unsupported"):
         # Only now: a run that ended early must not look as if it had covered these folders at this revision.
         row.revision, row.requested_revision = repo.revision, repo.requested_revision
-        row.requested_subfolders = list(repo.subfolders)
+        row.requested_subfolders, row.requested_checkpoints = list(repo.subfolders), repo.checkpoints
 
 
 def retire_adapters(session: Session, source: str, repo_id: str, subfolders: Sequence[str], reason: str) -> None:
@@ -187,14 +200,17 @@ def rename_repo(session: Session, old: str, new: str) -> bool:
         target = Repo(source="hub", repo_id=new, author=_author("hub", new), state=row.state, reason=row.reason)
         target.revision, target.requested_revision = row.revision, row.requested_revision
         target.requested_subfolders, target.last_modified = row.requested_subfolders, row.last_modified
+        target.requested_checkpoints = row.requested_checkpoints
         session.add(target)
         session.flush()
         session.execute(update(Adapter).where(Adapter.repo_pk == row.id).values(repo_pk=target.id))
     else:
+        _hand_over_samples(session, row.id, target.id)
         reason = f"renamed to {new}"
         session.execute(
             update(Adapter).where(Adapter.repo_pk == row.id).values(current=False, status="missing", reason=reason)
         )
+    follow_rename(session, old, new)
     row.state, row.renamed_to, row.reason, row.revision = "renamed", new, f"renamed to {new}", None
     return True
 
@@ -251,11 +267,23 @@ def _repo_row(session: Session, repo: RepoFields) -> Repo:
     return row
 
 
-def _fill(row: Adapter, repo: RepoFields, adapter: AdapterFields) -> None:
+def _hand_over_samples(session: Session, old_repo: int, new_repo: int) -> None:
+    """Give what the user gave to a repository's adapters to those of the same folders in another."""
+    old, new = aliased(Adapter), aliased(Adapter)
+    same = and_(old.subfolder == new.subfolder, old.current, new.current)
+    pairs = select(old.id, new.id).join(new, same).where(old.repo_pk == old_repo, new.repo_pk == new_repo)
+    for source_id, target_id in session.execute(pairs).all():
+        hand_over(session, source_id, target_id, join=True)
+
+
+def _fill(row: Adapter, repo: RepoFields, adapter: AdapterFields, chosen: BaseModel | None) -> None:
     facts = adapter.facts
     row.status, row.reason, row.path = ("ready" if facts else "unsupported"), adapter.reason, adapter.path
     row.base_model = facts.base_model if facts else None
-    row.base_model_resolved, row.licence = adapter.base_model_resolved, adapter.licence
+    base = chosen or adapter.base_model
+    row.base_model_resolved, row.base_model_revision = base.id, base.revision
+    row.base_model_confidence, row.base_model_evidence = base.confidence, list(base.evidence)
+    row.licence = adapter.licence
     row.peft_type = facts.peft_type if facts else ""
     row.ranks = list(facts.ranks) if facts else []
     row.rank_min, row.rank_max = (row.ranks[0], row.ranks[-1]) if row.ranks else (None, None)
@@ -269,21 +297,16 @@ def _fill(row: Adapter, repo: RepoFields, adapter: AdapterFields) -> None:
 
 
 def _replace_details(session: Session, adapter_id: int, adapter: AdapterFields) -> None:
-    """Labels, files and samples of an adapter, in place of those it had."""
-    for table in (AdapterLabel, AdapterFile, AdapterSample):
+    """Labels, files and samples of an adapter, in place of those it had; samples that the user gave stay."""
+    for table in (AdapterLabel, AdapterFile):
         session.execute(delete(table).where(table.adapter_id == adapter_id))
     targets = adapter.facts.targets if adapter.facts else ()
-    labels = {"tag": adapter.tags, "dataset": adapter.datasets, "target": targets}
+    labels = {"tag": adapter.tags, "dataset": adapter.datasets, "target": targets, STATEMENT: adapter.base_statements}
     labelled = [
         {"adapter_id": adapter_id, "kind": kind, "value": value} for kind, values in labels.items() for value in values
     ]
     files = [{"adapter_id": adapter_id, **vars(file)} for file in adapter.files]
-    samples: list[dict[str, object]] = []
-    numbers: dict[str, int] = {}
-    for sample in adapter.samples:
-        position = numbers.setdefault(sample.split, 0)
-        numbers[sample.split] += 1
-        samples.append({"adapter_id": adapter_id, "position": position, **vars(sample)})
-    for table, rows in ((AdapterLabel, labelled), (AdapterFile, files), (AdapterSample, samples)):
+    for table, rows in ((AdapterLabel, labelled), (AdapterFile, files)):
         if rows:
             session.execute(insert(table), rows)
+    write_found(session, adapter_id, adapter.samples)

@@ -20,6 +20,7 @@ from hub_router.store.tables import Adapter, AdapterLabel, Repo
 _CHUNK = 1000
 # ASCII's unit separator, which no tag, data set or module name holds.
 _SEPARATOR = "\x1f"
+_KINDS = ("tag", "dataset", "target")
 _NO_LABELS: Mapping[str, tuple[str, ...]] = {}
 
 
@@ -53,6 +54,9 @@ def adapter_rows() -> Select[*tuple[Any, ...]]:
         Adapter.added_at,
         Repo.author,
         Repo.last_modified,
+        Adapter.base_model_confidence,
+        cast(Adapter.base_model_evidence, Text),
+        Adapter.base_model_revision,
     ).join(Repo, Repo.id == Adapter.repo_pk)
 
 
@@ -138,6 +142,9 @@ def to_record(row: Row[*tuple[Any, ...]], labels: Mapping[str, tuple[str, ...]])
         added_at,
         author,
         last_modified,
+        base_model_confidence,
+        base_model_evidence,
+        base_model_revision,
     ) = row
     return AdapterRecord(
         id=adapter_id,
@@ -171,6 +178,9 @@ def to_record(row: Row[*tuple[Any, ...]], labels: Mapping[str, tuple[str, ...]])
             "author": author,
             "last_modified": _iso(last_modified),
         },
+        base_model_confidence=base_model_confidence,
+        base_model_evidence=_listed(base_model_evidence),
+        base_model_revision=base_model_revision,
     )
 
 
@@ -192,6 +202,7 @@ def _labels(session: Session, ids: Sequence[int]) -> dict[int, dict[str, tuple[s
     gathered: dict[int, dict[str, tuple[str, ...]]] = {}
     # Joined by the database: a row per label would take most of a list's time.
     joined = select(AdapterLabel.adapter_id, AdapterLabel.kind, aggregate_strings(AdapterLabel.value, _SEPARATOR))
+    joined = joined.where(AdapterLabel.kind.in_(_KINDS))
     for chunk in chunks(sorted(ids)):
         # A few labels too many cost less than binding a thousand ids.
         dense = chunk[-1] - chunk[0] < 2 * len(chunk)

@@ -57,7 +57,9 @@ def select(session: Session, adapters: Mapping[str, AdapterRef] | Iterable[Adapt
 
 
 def common_base(pool: Mapping[str, AdapterRecord]) -> str:
-    """The base model that all adapters of a pool name.
+    """The base model that all adapters of a pool were trained on, as far as the catalog knows.
+
+    One that is only guessed is good enough where all agree, for the tensors are compared with it in any case.
 
     Args:
         pool (Mapping[str, AdapterRecord]): records by name.
@@ -66,17 +68,38 @@ def common_base(pool: Mapping[str, AdapterRecord]) -> str:
         str: Hub id or folder.
 
     Raises:
-        HubRouterError: they name none, or several; lists every adapter with its base.
+        HubRouterError: an adapter's tensors contradict what it names (with the evidence), or they name none, or
+            several; lists every adapter with its base and how sure that is.
     """
-    bases = {name: record.base_model_resolved or record.base_model for name, record in pool.items()}
-    named = {base for base in bases.values() if base}
+    remedy = "choose one with --base-model (base_model=...), or say what is right: hub-router bases set ADAPTER MODEL"
+    doubtful = {name: record for name, record in pool.items() if record.base_model_confidence == "contradicted"}
+    if doubtful:
+        lines = "\n".join(
+            f"  - {name}: {record.base_model_resolved} ({'; '.join(record.base_model_evidence)})"
+            for name, record in doubtful.items()
+        )
+        raise HubRouterError(
+            f"{len(doubtful)} of {len(pool)} adapters cannot be of the base model that they name:\n{lines}\n{remedy}"
+        )
+    bases = {name: record.base_model_resolved or _folder(record) for name, record in pool.items()}
+    # The Hub does not tell names apart by case; of two spellings the first adapter's is taken.
+    named = {base.lower(): base for base in reversed(bases.values()) if base}
     if len(named) == 1 and all(bases.values()):
-        return named.pop()
-    lines = "\n".join(f"  - {name}: {base or 'names no base model'}" for name, base in bases.items())
-    raise HubRouterError(
-        f"the adapters name {len(named)} base models, expected one:\n{lines}\n"
-        "choose it with --base-model (base_model=...)"
-    )
+        return next(iter(named.values()))
+    lines = "\n".join(f"  - {name}: {_standing_of(record, bases[name])}" for name, record in pool.items())
+    raise HubRouterError(f"the adapters name {len(named)} base models, expected one:\n{lines}\n{remedy}")
+
+
+def _folder(record: AdapterRecord) -> str | None:
+    """The folder that a local adapter names, where it came back after the last sync."""
+    stated = record.base_model if record.source == "local" else None
+    return stated if stated and Path(stated).is_absolute() and Path(stated).is_dir() else None
+
+
+def _standing_of(record: AdapterRecord, base: str | None) -> str:
+    if base:
+        return f"{base} ({record.base_model_confidence})"
+    return f"names no base model that is known ({record.base_model})" if record.base_model else "names no base model"
 
 
 def usable(session: Session, name: str) -> CompositionRecord:

@@ -123,7 +123,11 @@ class Adapter(Base):
 
 
 class AdapterLabel(Base):
-    """A value that adapters are filtered by: ``kind`` is ``tag``, ``dataset`` or ``target``."""
+    """A value that adapters are filtered by: ``kind`` is ``tag``, ``dataset`` or ``target``.
+
+    Of kind ``base_model`` it is what a card, a tag or a manifest says about the base model, kept for the day on which
+    a choice of the user is withdrawn.
+    """
 
     __tablename__ = "adapter_labels"
     __table_args__ = (Index("ix_adapter_labels_kind_value", "kind", "value"),)

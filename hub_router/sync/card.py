@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
-from hub_router.records import UNKNOWN_LICENCE
+from hub_router.records import UNKNOWN_LICENCE, Sample
+from hub_router.store.samples import WIDGET_ORIGIN
+from hub_router.sync.samples import text_fault
 from hub_router.sync.text import is_storable
 
 CARD_BYTES = 1_000_000
@@ -21,6 +23,7 @@ FRONT_MATTER_CHARACTERS = 50_000
 PROSE_CHARACTERS = 32_000
 LABEL_CHARACTERS = 512
 LABELS = 200
+WIDGET_EXAMPLES = 100
 _DEPTH = 20
 _DERIVED = re.compile(r"(?:base_model|dataset|license|region):.*|peft|safetensors", re.DOTALL)
 _FRONT = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$\n?", re.DOTALL | re.MULTILINE)
@@ -31,6 +34,8 @@ _UNFILLED = re.compile(
     r"|^Carbon emissions can be estimated using",
     re.IGNORECASE,
 )
+# Examples that AutoTrain writes into every card, whatever the adapter's task.
+_STOCK_EXAMPLES = ("What is your favorite condiment?", "I love AutoTrain 🤗", "I love AutoTrain")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Card:
         base_models (tuple[str, ...]): base models.
         prose (str): text without front matter, comments and unfilled template parts.
         notes (tuple[str, ...]): what could not be used, and why.
+        widget (tuple[Sample, ...]): examples for the Hub's widget that are texts.
+        base_tags (tuple[str, ...]): tags that name a base model, such as ``base_model:adapter:owner/name``.
     """
 
     licence: str = UNKNOWN_LICENCE
@@ -52,6 +59,8 @@ class Card:
     base_models: tuple[str, ...] = ()
     prose: str = ""
     notes: tuple[str, ...] = ()
+    widget: tuple[Sample, ...] = ()
+    base_tags: tuple[str, ...] = ()
 
 
 def parse_card(text: str) -> Card:
@@ -74,11 +83,15 @@ def parse_card(text: str) -> Card:
         base_models=_labels(meta.get("base_model")),
         prose=clean_prose(text[match.end() :]),
         notes=notes,
+        widget=_widget(meta.get("widget")),
+        base_tags=_base_tags(_labels(meta.get("tags"))),
     )
 
 
 def merge_cards(cards: Sequence[Card]) -> Card:
     """One card from those of a subfolder and its parents: each field from the nearest card that states it.
+
+    The examples of the widget are those of the nearest card or none.
 
     Args:
         cards (Sequence[Card]): nearest first; may be empty.
@@ -95,6 +108,7 @@ def merge_cards(cards: Sequence[Card]) -> Card:
         datasets=next((card.datasets for card in cards if card.datasets), ()),
         base_models=next((card.base_models for card in cards if card.base_models), ()),
         prose=next((card.prose for card in cards if card.prose), ""),
+        base_tags=next((card.base_tags for card in cards if card.base_tags), ()),
         notes=tuple(note for card in cards for note in card.notes),
     )
 
@@ -118,6 +132,7 @@ def hub_card(data: object, tags: object) -> Card:
     return Card(
         licence=licence,
         tags=tuple(dict.fromkeys((*written, *(label for label in labels if not _DERIVED.fullmatch(label)))))[:LABELS],
+        base_tags=_base_tags((*written, *labels)),
     )
 
 
@@ -132,7 +147,8 @@ def with_hub(card: Card, hub: Card) -> Card:
         Card: with the tags of both.
     """
     licence = hub.licence if card.licence == UNKNOWN_LICENCE else card.licence
-    return replace(card, licence=licence, tags=tuple(dict.fromkeys((*card.tags, *hub.tags)))[:LABELS])
+    tags = tuple(dict.fromkeys((*card.tags, *hub.tags)))[:LABELS]
+    return replace(card, licence=licence, tags=tags, base_tags=_base_tags((*card.base_tags, *hub.base_tags)))
 
 
 def clean_prose(text: str) -> str:
@@ -202,6 +218,31 @@ def _licence(meta: dict[str, Any]) -> str:
         stated = _labels(meta.get("license_name")) or stated
     named = [name.lower() for name in stated if name.lower() not in ("license", "licence", "none", "[]")]
     return ", ".join(named)[:255] or UNKNOWN_LICENCE
+
+
+def _widget(value: object) -> tuple[Sample, ...]:
+    """The examples of a widget that are one text each, with the output where that is a text too.
+
+    An example is ``{text, output: {text}}`` or ``{messages: [{role: user, content}]}``. Those with a second input (an
+    image, a context, a longer conversation) are left out, for their text alone is not what the model sees.
+    """
+    found: dict[str, Sample] = {}
+    for entry in (value if isinstance(value, list) else [value])[:WIDGET_EXAMPLES]:
+        if not isinstance(entry, dict) or "src" in entry or "context" in entry:
+            continue
+        text, output = entry.get("text"), entry.get("output")
+        messages = entry.get("messages")
+        if isinstance(messages, list) and len(messages) == 1 and isinstance(messages[0], dict):
+            text = messages[0].get("content") if messages[0].get("role") == "user" else None
+        answer = output.get("text") if isinstance(output, dict) else None
+        answer = answer if isinstance(answer, str) else ""
+        if isinstance(text, str) and text.strip() not in _STOCK_EXAMPLES and not text_fault(text, answer):
+            found.setdefault(text, Sample(text, answer, "sample", WIDGET_ORIGIN))
+    return tuple(found.values())
+
+
+def _base_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(tag for tag in tags if tag.startswith("base_model:")))[:LABELS]
 
 
 def _labels(value: object) -> tuple[str, ...]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from hub_router.errors import HubError, MissingError
 from hub_router.store.known import KnownAdapter
 from hub_router.store.repos import AdapterFields
+from hub_router.sync.base_model import Fits
 from hub_router.sync.client import HubClient
 from hub_router.sync.describe import Inspect, describe
-from hub_router.sync.discover import AdapterFolder, find_adapters, is_within, unsafe_paths
+from hub_router.sync.discover import NEWEST, AdapterFolder, find_adapters, is_within, unsafe_paths
 from hub_router.sync.download import download_adapter
 from hub_router.sync.hubrecords import RepoInfo, TreeFile
 from hub_router.sync.plan import Wanted
@@ -32,7 +33,9 @@ class Contents:
     unsafe: int = 0
 
 
-def look(client: HubClient, info: RepoInfo, within: Sequence[str], asked: Sequence[str]) -> Contents:
+def look(
+    client: HubClient, info: RepoInfo, within: Sequence[str], asked: Sequence[str], checkpoints: str = NEWEST
+) -> Contents:
     """Find the adapters of a repository at a commit; for a gated one, find out whether it lets this user in.
 
     Args:
@@ -40,6 +43,7 @@ def look(client: HubClient, info: RepoInfo, within: Sequence[str], asked: Sequen
         info (RepoInfo): repository and commit.
         within (Sequence[str]): folders asked for now or before, which name the checkpoints to keep.
         asked (Sequence[str]): folders asked for now.
+        checkpoints (str): ``newest`` or ``all``.
 
     Returns:
         Contents: adapters, and the listing to verify downloads against.
@@ -57,7 +61,9 @@ def look(client: HubClient, info: RepoInfo, within: Sequence[str], asked: Sequen
         raise HubError(f"{info.id}: commit {info.sha} is gone, the repository changed just now; sync again") from None
     sizes = {path: file.size for path, file in tree.items()}
     folders = tuple(
-        folder for folder in find_adapters(sizes, within) if any(is_within(folder.subfolder, top) for top in asked)
+        folder
+        for folder in find_adapters(sizes, within, checkpoints)
+        if any(is_within(folder.subfolder, top) for top in asked)
     )
     first = next((path for folder in folders for path in folder.files), None)
     if info.gated and first is not None:
@@ -83,7 +89,13 @@ def check_access(client: HubClient, info: RepoInfo, adapters: Sequence[KnownAdap
 
 
 def fetch(
-    client: HubClient, inspect: Inspect, wanted: Wanted, info: RepoInfo, folder: AdapterFolder, contents: Contents
+    client: HubClient,
+    inspect: Inspect,
+    wanted: Wanted,
+    info: RepoInfo,
+    folder: AdapterFolder,
+    contents: Contents,
+    fits: Fits | None = None,
 ) -> AdapterFields:
     """Download, verify and describe one adapter.
 
@@ -94,6 +106,7 @@ def fetch(
         info (RepoInfo): repository and commit.
         folder (AdapterFolder): the adapter.
         contents (Contents): the repository's listing.
+        fits (Fits | None): compares the adapter with a base model whose config is on this machine.
 
     Returns:
         AdapterFields: what the catalog stores.
@@ -102,7 +115,18 @@ def fetch(
         HubError: a file cannot be downloaded or verified.
     """
     path, files = download_adapter(client, wanted.repo_id, info.sha, folder, contents.tree)
-    return describe(path, folder, files, inspect, task=wanted.task, base_model=wanted.base_model, hub=info.card)
+    task = wanted.task_of(folder.subfolder)
+    return describe(
+        path,
+        folder,
+        files,
+        inspect,
+        task=task,
+        base_model=wanted.base_model,
+        hub=info.card,
+        samples=wanted.samples_of(folder.subfolder),
+        fits=fits,
+    )
 
 
 def is_on_disk(adapter: KnownAdapter) -> bool:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from hub_router.errors import UnsupportedAdapterError
-from hub_router.records import AdapterFacts
+from hub_router.records import AdapterFacts, Sample
 from hub_router.store.repos import AdapterFields, FileFields
-from hub_router.sync.base_model import resolve_base_model
+from hub_router.store.samples import merge_samples
+from hub_router.sync.base_model import Fits, Statements, resolve
 from hub_router.sync.card import CARD_BYTES, Card, merge_cards, parse_card, with_hub
 from hub_router.sync.discover import CARD, AdapterFolder
 from hub_router.sync.download import HashedFile
@@ -28,6 +29,8 @@ def describe(
     task: str = "",
     base_model: str | None = None,
     hub: Card | None = None,
+    samples: tuple[Sample, ...] = (),
+    fits: Fits | None = None,
 ) -> AdapterFields:
     """Read config, weights' headers, cards and samples of one adapter.
 
@@ -38,7 +41,9 @@ def describe(
         inspect (Inspect): reads config and tensors; raises UnsupportedAdapterError.
         task (str): task that a manifest states, put before the card's text.
         base_model (str | None): base model that a manifest states, for adapters that name none themselves.
-        hub (Card | None): licence and tags that the Hub states.
+        hub (Card | None): licence and tags that the Hub states; None for an adapter of this machine.
+        samples (tuple[Sample, ...]): examples that a manifest states; those of the adapter's own files come first.
+        fits (Fits | None): compares the adapter with a base model whose config is on this machine.
 
     Returns:
         AdapterFields: with ``reason`` instead of facts where the adapter cannot be used.
@@ -47,27 +52,32 @@ def describe(
     top = path.parents[depth - 1] if depth else path
     card = read_cards(top, [file.path for file in files])
     card = with_hub(card, hub) if hub else card
-    samples, notes = read_samples(path)
+    own = f"{folder.subfolder}/{CARD}" if folder.subfolder else CARD
+    # A card further up describes all adapters below it, and its examples may be of any of their tasks.
+    widget = card.widget if any(file.path == own for file in files) else ()
+    found, notes = read_samples(path)
+    merged, cut = merge_samples([found, samples, widget])
     reason, facts = "", None
     try:
         facts = _storable_facts(inspect(path))
     except UnsupportedAdapterError as error:
         # The status says that much already.
         reason = storable(str(error).removeprefix("unsupported: "))
-    stated = facts.base_model if facts else None
+    said = Statements(facts.base_model if facts else None, card.base_models, card.base_tags, base_model)
     return AdapterFields(
         subfolder=folder.subfolder,
         path=str(path),
         facts=facts,
         reason=reason,
-        base_model_resolved=resolve_base_model(stated, card.base_models) or base_model,
+        base_model=resolve(said, facts, fits, local=hub is None),
+        base_statements=said.stored,
         licence=card.licence,
         tags=card.tags,
         datasets=card.datasets,
         card_text="\n\n".join(text for text in (f"Task: {task}" if task else "", card.prose) if text),
-        notes=(*((folder.skipped,) if folder.skipped else ()), *folder.notes, *card.notes, *notes),
+        notes=(*((folder.skipped,) if folder.skipped else ()), *folder.notes, *card.notes, *notes, *cut),
         files=tuple(FileFields(file.path, file.size, file.sha256, file.hub_hash) for file in files),
-        samples=samples,
+        samples=merged,
     )
 
 

@@ -10,12 +10,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from hub_router.formats import MLX_FILE, describe_names
 from hub_router.sync.card import CARD_BYTES
 from hub_router.sync.samples import SAMPLE_FILE_BYTES, SPLITS
 from hub_router.sync.targets import is_safe_path
 
 CONFIG = "adapter_config.json"
 CONFIG_BYTES = 1_000_000
+# Which of several folders checkpoint-N to take.
+NEWEST, ALL = "newest", "all"
 CARD = "README.md"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _NAMED = 10
@@ -40,15 +43,18 @@ class AdapterFolder:
     skipped: str = ""
 
 
-def find_adapters(sizes: Mapping[str, int], within: Sequence[str] = ("",)) -> list[AdapterFolder]:
+def find_adapters(
+    sizes: Mapping[str, int], within: Sequence[str] = ("",), checkpoints: str = NEWEST
+) -> list[AdapterFolder]:
     """Adapters of a file tree: its top, its subfolders, and of checkpoints the newest.
 
     A folder ``checkpoint-N`` counts only where the folder above is no adapter itself, and then only the largest N,
-    unless it was asked for by name.
+    unless it was asked for by name, or all are asked for.
 
     Args:
         sizes (Mapping[str, int]): size in bytes by path of every file; unsafe paths are ignored.
         within (Sequence[str]): only adapters in or below these folders; the empty one is the top.
+        checkpoints (str): :data:`NEWEST` or :data:`ALL`.
 
     Returns:
         list[AdapterFolder]: by folder name.
@@ -62,7 +68,7 @@ def find_adapters(sizes: Mapping[str, int], within: Sequence[str] = ("",)) -> li
     chosen: set[str] = set()
     for top in within:
         below = {folder for folder in adapters if is_within(folder, top)}
-        chosen |= _without_old_checkpoints(below, top)
+        chosen |= below if checkpoints == ALL else _without_old_checkpoints(below, top)
     skipped: dict[str, list[str]] = {}
     for folder in (folder for folder in adapters - chosen if any(is_within(folder, top) for top in within)):
         parent, checkpoint = _checkpoint(folder) or ("", folder)
@@ -106,7 +112,9 @@ def _skipped(checkpoints: Sequence[str]) -> str:
         return ""
     names = sorted(set(checkpoints), key=lambda path: (len(path), path))
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"older checkpoints skipped: {', '.join(names[:_NAMED])}{more}; name one to sync it"
+    return (
+        f"older checkpoints skipped: {', '.join(names[:_NAMED])}{more}; name one to sync it, or ask for all checkpoints"
+    )
 
 
 def _without_old_checkpoints(adapters: set[str], top: str) -> set[str]:
@@ -133,7 +141,9 @@ def _folder(folder: str, folders: Mapping[str, Mapping[str, int]]) -> AdapterFol
         return AdapterFolder(folder, (), problem)
     weights = _weights(names)
     if not weights:
+        found = describe_names(names)
         problem = f"no adapter_model.safetensors or adapter_model.bin beside {CONFIG}"
+        problem += f", found {found}" if found else ""
         return AdapterFolder(folder, (), problem)
     files = [_join(folder, name) for name in (CONFIG, *weights)]
     notes: list[str] = []
@@ -151,15 +161,17 @@ def _folder(folder: str, folders: Mapping[str, Mapping[str, int]]) -> AdapterFol
 
 
 def _weights(names: Mapping[str, int]) -> list[str]:
-    """The weight files to use: safetensors before pickles, one file before shards."""
+    """The weight files to use: safetensors before pickles, one file before shards; MLX-LM's where there are some."""
+    # Only the config, which is not read here, says whose weights count.
+    mlx = [MLX_FILE] if MLX_FILE in names else []
     for suffix in ("safetensors", "bin"):
         whole, index = f"adapter_model.{suffix}", f"adapter_model.{suffix}.index.json"
         if whole in names:
-            return [whole]
+            return [whole, *mlx]
         shards = [name for name in sorted(names) if re.fullmatch(rf"adapter_model-\d+-of-\d+\.{suffix}", name)]
         if index in names and shards:
-            return [index, *shards]
-    return []
+            return [index, *shards, *mlx]
+    return mlx
 
 
 def _join(folder: str, name: str) -> str:

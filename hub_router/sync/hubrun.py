@@ -9,16 +9,19 @@ from functools import partial
 from sqlalchemy.orm import Session
 
 from hub_router.errors import GatedError, HubError, HubRouterError, MissingError, NoSuchRevisionError
+from hub_router.formats import describe_names
 from hub_router.progress import Progress
 from hub_router.store import repos as writes
 from hub_router.store.known import KnownAdapter, KnownRepo, known_repos
 from hub_router.store.labels import Labels, held_labels, save_labels
 from hub_router.store.repos import AdapterFields, RepoFields
 from hub_router.store.runs import Outcome
+from hub_router.store.samples import write_stated
+from hub_router.sync.base_model import Fits
 from hub_router.sync.client import HubClient
 from hub_router.sync.contents import Contents, check_access, fetch, is_on_disk, look
 from hub_router.sync.describe import Inspect
-from hub_router.sync.discover import AdapterFolder, is_within
+from hub_router.sync.discover import ALL, NEWEST, AdapterFolder, is_within
 from hub_router.sync.hubrecords import RepoInfo
 from hub_router.sync.journal import Journal, Step
 from hub_router.sync.plan import Wanted
@@ -36,6 +39,7 @@ class _Work:
     known: KnownRepo | None
     renamed_from: str = ""
     renamed_now: bool = False
+    checkpoints: str = NEWEST
     contents: Contents | None = None
     left: int = 0
     ready: int = 0
@@ -55,6 +59,7 @@ class _Work:
             revision=self.info.sha,
             requested_revision=self.wanted.revision,
             subfolders=tuple(sorted({*before, *self.wanted.subfolders})),
+            checkpoints=self.checkpoints,
             last_modified=self.info.last_modified,
             downloads=self.info.downloads,
             likes=self.info.likes,
@@ -100,7 +105,10 @@ class _Work:
         if self.contents.folders:
             return "none of its adapters can be used"
         unsafe = f", {self.contents.unsafe} unsafe paths ignored" if self.contents.unsafe else ""
-        return f"no adapter_config.json ({len(self.contents.tree)} files{unsafe})"
+        found = describe_names({path.rsplit("/", 1)[-1] for path in self.contents.tree})
+        return f"no adapter_config.json ({len(self.contents.tree)} files{unsafe})" + (
+            f", found {found}" if found else ""
+        )
 
 
 class HubRun:
@@ -111,13 +119,25 @@ class HubRun:
         pool (WorkerPool): threads for requests, downloads and hashing.
         journal (Journal): where outcomes and rows go.
         inspect (Inspect): reads an adapter's config and tensors.
+        fits (Fits | None): compares an adapter with a base model whose config is on this machine.
+        checkpoints (str): ``newest`` or ``all`` of the folders ``checkpoint-N`` that stand for one adapter.
     """
 
-    def __init__(self, client: HubClient, pool: WorkerPool, journal: Journal, inspect: Inspect) -> None:
+    def __init__(
+        self,
+        client: HubClient,
+        pool: WorkerPool,
+        journal: Journal,
+        inspect: Inspect,
+        fits: Fits | None = None,
+        checkpoints: str = NEWEST,
+    ) -> None:
         self._client = client
         self._pool = pool
         self._journal = journal
         self._inspect = inspect
+        self._fits = fits
+        self._checkpoints = checkpoints
 
     def run(self, asked: Mapping[str, Wanted], progress: Progress) -> None:
         """Sync repositories.
@@ -171,7 +191,9 @@ class HubRun:
             # A dry run has not moved the rows of a renamed repository.
             row = known.get(info.id) or before.get(name)
             old = name if name in moved else ""
-            works[info.id] = _Work(replace(wanted, repo_id=info.id), info, row, old, renamed_now)
+            every = ALL in (self._checkpoints, row.requested_checkpoints if row else NEWEST)
+            checkpoints = ALL if every else NEWEST
+            works[info.id] = _Work(replace(wanted, repo_id=info.id), info, row, old, renamed_now, checkpoints)
         return list(works.values())
 
     def _changed(self, works: Sequence[_Work]) -> list[_Work]:
@@ -197,7 +219,7 @@ class HubRun:
         steps: list[Step] = [partial(writes.refresh_repos, repos=fields, known=rows)]
         if labels := self._relabelled(settled):
             steps.append(partial(save_labels, labels=labels))
-        self._journal.record(lines, *steps)
+        self._journal.record(lines, *steps, *self._stated(settled))
         return changed
 
     def _relabelled(self, settled: Sequence[_Work]) -> dict[int, Labels]:
@@ -212,6 +234,17 @@ class HubRun:
         }
 
     @staticmethod
+    def _stated(works: Sequence[_Work]) -> list[Step]:
+        """What brings the examples of a manifest to adapters that the catalog holds already."""
+        steps: list[Step] = []
+        for work in works:
+            folders = [row.subfolder for row in work.catalogued() if work.is_asked(row.subfolder)]
+            stated = {folder: own for folder in folders if (own := work.wanted.samples_of(folder))}
+            if stated and work.known:
+                steps.append(partial(write_stated, repo_pk=work.known.id, stated=stated))
+        return steps
+
+    @staticmethod
     def _is_settled(work: _Work) -> bool:
         """Whether the catalog holds all that was asked for of this commit, and its files are still there."""
         known, sha = work.known, work.info.sha
@@ -220,8 +253,9 @@ class HubRun:
         rows = [row for row in known.adapters if row.status != "missing" and work.is_asked(row.subfolder)]
         return (
             set(work.wanted.subfolders) <= set(known.requested_subfolders)
+            and work.checkpoints == known.requested_checkpoints
             and all(row.revision == sha and row.status in ("ready", "unsupported") for row in rows)
-            and all(is_on_disk(row) for row in rows if row.status == "ready")
+            and all(row.resolved and is_on_disk(row) for row in rows if row.status == "ready")
         )
 
     @staticmethod
@@ -232,7 +266,7 @@ class HubRun:
     def _look(self, work: _Work) -> Contents:
         if not self._journal.dry_run:
             self._client.sweep(work.info.id)
-        return look(self._client, work.info, work.fields.subfolders, work.wanted.subfolders)
+        return look(self._client, work.info, work.fields.subfolders, work.wanted.subfolders, work.checkpoints)
 
     def _on_contents(self, work: _Work, contents: Contents, error: BaseException | None) -> None:
         """Note what a repository holds, and queue the adapters that the catalog lacks."""
@@ -240,7 +274,8 @@ class HubRun:
             self._unreached(work.info.id, error, work.known)
             return
         work.contents = contents
-        rows = {row.subfolder: row for row in work.catalogued() if row.status != "ready" or is_on_disk(row)}
+        kept = [row for row in work.catalogued() if row.resolved and (row.status != "ready" or is_on_disk(row))]
+        rows = {row.subfolder: row for row in kept}
         lines = work.absent([folder.subfolder for folder in contents.folders])
         for folder in contents.folders:
             row = rows.get(folder.subfolder)
@@ -255,9 +290,9 @@ class HubRun:
                 lines.append(work.line(self._news(work, folder.subfolder), reason, folder.subfolder))
             else:
                 work.left += 1
-                job = partial(fetch, self._client, self._inspect, work.wanted, work.info, folder, contents)
+                job = partial(fetch, self._client, self._inspect, work.wanted, work.info, folder, contents, self._fits)
                 self._pool.submit((work, folder), job)
-        self._journal.record(lines)
+        self._journal.record(lines, *self._stated([work]))
 
     def _on_adapter(
         self, work: _Work, folder: AdapterFolder, adapter: AdapterFields, error: BaseException | None

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hub_router.errors import MissingError, UnsupportedAdapterError
-from hub_router.sync.discover import CONFIG, CONFIG_BYTES, AdapterFolder, find_adapters
+from hub_router.sync.discover import CONFIG, CONFIG_BYTES, NEWEST, AdapterFolder, find_adapters
 from hub_router.sync.download import HashedFile, hash_file
 
 MAX_FILES = 100_000
@@ -28,11 +28,12 @@ class LocalAdapter:
     folder: AdapterFolder
 
 
-def scan(top: Path) -> list[LocalAdapter]:
+def scan(top: Path, checkpoints: str = NEWEST) -> list[LocalAdapter]:
     """Adapters in a folder and below it.
 
     Args:
         top (Path): absolute folder.
+        checkpoints (str): ``newest`` or ``all`` of the folders ``checkpoint-N`` that stand for one adapter.
 
     Returns:
         list[LocalAdapter]: by path, may be empty; those whose files leave the folder by a link come with a problem.
@@ -46,7 +47,7 @@ def scan(top: Path) -> list[LocalAdapter]:
         raise MissingError(f"no folder {top}")
     sizes, outside = _walk(top)
     found = []
-    for folder in find_adapters(sizes):
+    for folder in find_adapters(sizes, checkpoints=checkpoints):
         prefix = f"{folder.subfolder}/" if folder.subfolder else ""
         # Cards of parent folders are left out: the adapter is the same whichever folder above it was asked for.
         files = tuple(path.removeprefix(prefix) for path in folder.files if path.startswith(prefix))

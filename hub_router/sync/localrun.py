@@ -12,30 +12,36 @@ from hub_router.store import repos as writes
 from hub_router.store.known import KnownRepo, known_repos, local_adapters_under
 from hub_router.store.repos import AdapterFields, RepoFields
 from hub_router.store.runs import Outcome
+from hub_router.sync.base_model import Fits
 from hub_router.sync.describe import Inspect, describe
+from hub_router.sync.discover import ALL, NEWEST
 from hub_router.sync.hubrun import reason_of
 from hub_router.sync.journal import Journal
 from hub_router.sync.local import LocalAdapter, content_revision, scan
 from hub_router.sync.pool import WorkerPool
 
 
-def examine(adapter: LocalAdapter, known: KnownRepo | None, inspect: Inspect) -> tuple[str, AdapterFields | None]:
+def examine(
+    adapter: LocalAdapter, known: KnownRepo | None, inspect: Inspect, fits: Fits | None = None
+) -> tuple[str, AdapterFields | None]:
     """Hash a local adapter, and read it if its contents are new.
 
     Args:
         adapter (LocalAdapter): from :func:`hub_router.sync.local.scan`.
         known (KnownRepo | None): its row.
         inspect (Inspect): reads config and tensors.
+        fits (Fits | None): compares the adapter with a base model whose config is on this machine.
 
     Returns:
         tuple[str, AdapterFields | None]: revision, and what the catalog stores; None if it holds that revision.
     """
     revision, files = content_revision(adapter)
-    if known and known.revision == revision and known.state in ("ok", "unsupported") and known.adapters:
+    held = known.adapters if known and known.revision == revision and known.state in ("ok", "unsupported") else ()
+    if held and all(row.resolved for row in held):
         return revision, None
     if adapter.folder.problem:
         return revision, AdapterFields("", str(adapter.path), reason=adapter.folder.problem)
-    return revision, describe(adapter.path, adapter.folder, files, inspect)
+    return revision, describe(adapter.path, adapter.folder, files, inspect, fits=fits)
 
 
 class LocalRun:
@@ -45,12 +51,23 @@ class LocalRun:
         pool (WorkerPool): threads for hashing and reading.
         journal (Journal): where outcomes and rows go.
         inspect (Inspect): reads an adapter's config and tensors.
+        fits (Fits | None): compares an adapter with a base model whose config is on this machine.
+        checkpoints (str): ``newest`` or ``all`` of the folders ``checkpoint-N`` that stand for one adapter.
     """
 
-    def __init__(self, pool: WorkerPool, journal: Journal, inspect: Inspect) -> None:
+    def __init__(
+        self,
+        pool: WorkerPool,
+        journal: Journal,
+        inspect: Inspect,
+        fits: Fits | None = None,
+        checkpoints: str = NEWEST,
+    ) -> None:
         self._pool = pool
         self._journal = journal
         self._inspect = inspect
+        self._fits = fits
+        self._checkpoints = checkpoints
 
     def run(self, folders: Sequence[Path], progress: Progress) -> None:
         """Sync folders.
@@ -66,7 +83,7 @@ class LocalRun:
             known = known_repos(session, "local", found)
         with progress.task("Reading folders", len(found)) as advance:
             for name, adapter in found.items():
-                self._pool.submit(name, partial(examine, adapter, known.get(name), self._inspect))
+                self._pool.submit(name, partial(examine, adapter, known.get(name), self._inspect, self._fits))
             for name, value, error in self._pool.results():
                 self._on_adapter(name, known.get(name), found[name].folder.skipped, value, error)
                 advance(1)
@@ -74,7 +91,8 @@ class LocalRun:
     def _scan(self, top: Path) -> list[LocalAdapter]:
         """Adapters of a folder; those that the catalog holds and the folder has no more are recorded as missing."""
         try:
-            found = scan(top)
+            every = scan(top, ALL)
+            found = every if self._checkpoints == ALL else scan(top)
         except MissingError as error:
             self._gone(top, [], str(error), Outcome("local", str(top), "", None, "missing", str(error)))
             return []
@@ -83,7 +101,7 @@ class LocalRun:
             return []
         nothing = f"no adapter_config.json in {top} or below"
         empty = None if found else Outcome("local", str(top), "", None, "unsupported", nothing)
-        self._gone(top, found, "no adapter in this folder any more", empty)
+        self._gone(top, every, "no adapter in this folder any more", empty)
         return found
 
     def _gone(self, top: Path, found: Sequence[LocalAdapter], reason: str, otherwise: Outcome | None) -> None:

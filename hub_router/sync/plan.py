@@ -13,6 +13,7 @@ from hub_router.store.known import KnownRepo, repos_of_author, repos_of_base_mod
 from hub_router.store.runs import Outcome
 from hub_router.store.session import Store
 from hub_router.sync.client import HubClient
+from hub_router.sync.discover import ALL, NEWEST
 from hub_router.sync.hubrecords import RepoInfo
 from hub_router.sync.manifest import Manifest, by_folder, load_manifest
 from hub_router.sync.targets import HubTarget, LocalTarget, parse_targets
@@ -34,6 +35,8 @@ class SyncRequest:
         revision (str | None): branch, tag or commit, for repositories that name none.
         workers (int): threads that ask the Hub and download.
         dry_run (bool): find out what would be done; nothing is downloaded or written.
+        checkpoints (str): of folders ``checkpoint-N`` that stand for one adapter, the ``newest`` or ``all``; once all
+            of a repository's were asked for, its later runs look at all of them.
     """
 
     targets: tuple[str | Path, ...] = ()
@@ -44,6 +47,7 @@ class SyncRequest:
     revision: str | None = None
     workers: int = 8
     dry_run: bool = False
+    checkpoints: str = NEWEST
 
     def as_dict(self) -> dict[str, object]:
         """What was asked for as JSON values, without how it was to be done."""
@@ -158,6 +162,8 @@ def _check(request: SyncRequest) -> None:
         for name, value in (("limit", request.limit), ("workers", request.workers))
         if value is not None and value < 1
     ]
+    if request.checkpoints not in (NEWEST, ALL):
+        faults.append(f"checkpoints is {request.checkpoints!r}, expected {NEWEST!r} or {ALL!r}")
     if faults:
         raise SettingsError("\n".join(faults))
 

@@ -10,6 +10,7 @@ import time
 
 from hub_router.progress import SILENT, Progress
 from hub_router.store.session import Store
+from hub_router.sync.base_model import Fits
 from hub_router.sync.client import ClientOptions, HubClient
 from hub_router.sync.describe import Inspect
 from hub_router.sync.hubrun import HubRun
@@ -29,6 +30,7 @@ def sync(
     progress: Progress = SILENT,
     *,
     options: ClientOptions | None = None,
+    fits: Fits | None = None,
 ) -> SyncSummary:
     """Bring the catalog up to date with repositories on the Hub and with local folders.
 
@@ -41,6 +43,7 @@ def sync(
         inspect (Inspect): reads an adapter folder's config and tensors; raises UnsupportedAdapterError.
         progress (Progress): where to report.
         options (ClientOptions | None): endpoint, cache and patience; default those of huggingface_hub.
+        fits (Fits | None): compares an adapter with a base model whose config is on this machine.
 
     Returns:
         SyncSummary: the outcome of every adapter.
@@ -58,8 +61,8 @@ def sync(
     journal.record(plan.faults)
     pool = WorkerPool(request.workers)
     try:
-        LocalRun(pool, journal, inspect).run(plan.folders, progress)
-        HubRun(client, pool, journal, inspect).run(plan.repos, progress)
+        LocalRun(pool, journal, inspect, fits, request.checkpoints).run(plan.folders, progress)
+        HubRun(client, pool, journal, inspect, fits, request.checkpoints).run(plan.repos, progress)
     finally:
         # After an interrupt the threads end at their next request, wait or result.
         client.cancel()

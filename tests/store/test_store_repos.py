@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 from sqlalchemy import select
 
-from hub_router.records import AdapterFacts, ModuleFacts, Sample
+from hub_router.records import AdapterFacts, BaseModel, ModuleFacts, Sample
 from hub_router.store.known import known_repos, local_adapters_under, repos_of_author, repos_of_base_model
 from hub_router.store.repos import (
     AdapterFields,
@@ -37,7 +37,7 @@ def repo(revision: str = "r1", repo_id: str = "ann/one", **changes: object) -> R
 
 
 def adapter(weights_hash: str = "w1", subfolder: str = "", **changes: object) -> AdapterFields:
-    known = {"facts": facts(weights_hash), "base_model_resolved": "a/base", **changes}
+    known = {"facts": facts(weights_hash), "base_model": BaseModel("a/base", "high", ("stated",)), **changes}
     return AdapterFields(subfolder, f"/cache/{weights_hash}", **known)  # type: ignore[arg-type]
 
 
@@ -178,7 +178,7 @@ def test_refresh_updates_counts_and_forgives_a_failed_look(store: Store) -> None
 
 def test_lookups_by_base_model_and_folder(store: Store) -> None:
     save(store, repo(), adapter())
-    save(store, repo(repo_id="ann/two"), adapter("w9", base_model_resolved="a/other"))
+    save(store, repo(repo_id="ann/two"), adapter("w9", base_model=BaseModel("a/other", "high")))
     for path in ("/data/many/x", "/data/many/y/z", "/data/manyx"):
         save(store, RepoFields("local", path, "r"), adapter(path))
     with store.read() as session:

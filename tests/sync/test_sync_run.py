@@ -53,6 +53,7 @@ def test_adapter_is_stored_with_everything_its_files_say(bench: Bench) -> None:
         samples = list(session.execute(select(AdapterSample.split, AdapterSample.position, AdapterSample.input)))
         text = session.scalars(select(Adapter.card_text)).one()
     assert labels == {
+        ("base_model", "card owner/base"),
         *(("tag", value) for value in ("demo", "sst2")),
         ("dataset", "glue"),
         *(("target", value) for value in ("q_proj", "v_proj")),
@@ -163,11 +164,11 @@ def test_full_model_is_unsupported_and_not_looked_at_again(bench: Bench) -> None
     (folder / "model.safetensors").write_bytes(bytes(1000))
     first = bench.sync(author="ann")
     assert outcomes(first) == {"ann/full": "unsupported"}
-    assert reasons(first) == "no adapter_config.json (1 files)"
+    assert reasons(first) == "no adapter_config.json (1 files), found a full model (model.safetensors)"
     bench.asked()
     again = bench.sync(author="ann")
     assert outcomes(again) == {"ann/full": "unsupported"}
-    assert reasons(again) == "no adapter_config.json (1 files)"
+    assert reasons(again) == "no adapter_config.json (1 files), found a full model (model.safetensors)"
     assert len(bench.asked()) == 1
     write_adapter(folder)
     assert outcomes(bench.sync(author="ann")) == {"ann/full": "added"}
@@ -484,10 +485,11 @@ def test_older_checkpoints_are_named_by_the_one_that_is_kept(bench: Bench) -> No
     for step in (10, 9, 20):
         bench.repo(f"ann/run/out/checkpoint-{step}", seed=step)
     summary = bench.sync("ann/run")
-    text = "older checkpoints skipped: out/checkpoint-9, out/checkpoint-10; name one to sync it"
+    hint = "name one to sync it, or ask for all checkpoints"
+    text = f"older checkpoints skipped: out/checkpoint-9, out/checkpoint-10; {hint}"
     assert outcomes(summary) == {"ann/run/out/checkpoint-20": "added"}
     assert reasons(summary) == text
     assert text in bench.adapter("ann/run", "out/checkpoint-20").notes
     assert outcomes(bench.sync("ann/run/out/checkpoint-9")) == {"ann/run/out/checkpoint-9": "added"}
     local = bench.sync(bench.folder / "hub/ann/run/out")
-    assert reasons(local) == "older checkpoints skipped: checkpoint-9, checkpoint-10; name one to sync it"
+    assert reasons(local) == f"older checkpoints skipped: checkpoint-9, checkpoint-10; {hint}"
