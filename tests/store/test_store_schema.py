@@ -25,6 +25,7 @@ from hub_router.store import schema
 from hub_router.store.engine import open_engine, parse_url, writer
 from hub_router.store.session import open_store
 from hub_router.store.tables import (
+    Adapter,
     AdapterFile,
     AdapterSample,
     AdapterSpectrum,
@@ -197,6 +198,42 @@ def test_upgrade_of_a_filled_database_keeps_every_row(database_url: str, newer: 
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT note FROM adapters").all() == [("",)]
         assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+    engine.dispose()
+
+
+def test_a_catalog_of_the_first_release_keeps_its_rows(database_url: str) -> None:
+    """0001 to 0002 with rows as 0001 wrote them; what is new gets what it means for them."""
+    Path(database_url.removeprefix("sqlite:///")).parent.mkdir()
+    migrate(database_url, "0001")
+    engine = create_engine(database_url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO repos (id, source, repo_id, state, reason, first_seen, last_seen) "
+            "VALUES (1, 'hub', 'org/one', 'ok', '', '2026-01-01', '2026-01-01')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO adapters (id, repo_pk, revision, subfolder, status, reason, path, base_model_resolved, licence, "
+            "peft_type, ranks, dtypes, module_count, parameters, size_bytes, weights_hash, card_text, notes, added_at) "
+            "VALUES (7, 1, 'abc', '', 'ready', '', '/x', 'org/base', 'mit', 'LORA', '[4]', '[\"float32\"]', 1, 2, 3, 'w', "
+            "'', '[]', '2026-01-01')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO adapter_samples (adapter_id, split, position, input, output, origin) "
+            "VALUES (7, 'sample', 0, 'in', 'out', 'samples.jsonl')"
+        )
+    engine.dispose()
+    assert schema.upgrade(database_url).state == "current"
+    with open_store(database_url) as store, store.read() as session:
+        row = session.get(Adapter, 7)
+        assert row is not None
+        assert (row.base_model_resolved, row.base_model_confidence, row.base_model_evidence) == ("org/base", "none", [])
+        assert (row.repo.requested_checkpoints, row.base_model_revision) == ("newest", None)
+        assert [(sample.input, sample.given) for sample in row.samples] == [("in", False)]
+    migrate(database_url, "0001")
+    engine = create_engine(database_url)
+    with engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT COUNT(*) FROM adapters").scalar_one() == 1
+        assert connection.exec_driver_sql("SELECT input FROM adapter_samples").scalar_one() == "in"
     engine.dispose()
 
 

@@ -1,4 +1,4 @@
-"""Folders checkpoint-N that stand for one adapter: the newest or all, on the Hub and in folders here; MLX-LM's files."""
+"""Folders checkpoint-N that stand for one adapter: the newest or all, on the Hub and in folders; MLX-LM's files."""
 
 from __future__ import annotations
 
