@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from hub_router.composition.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
     from hub_router.lora.adapter import LoraAdapter
+
+_LOG = logging.getLogger(__name__)
 
 
 def define(
@@ -42,7 +45,9 @@ def define(
     router = create(method, hyperparameters)
     base = base_model or selection.common_base(members)
     pool, unreadable = read_pool({label: record.path for label, record in members.items()})
-    check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
+    plan = check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
+    for note in plan.notes:
+        _LOG.warning("%s", note)
     router.check(stack(pool))
     with store.write() as session:
         composition_queries.save(
