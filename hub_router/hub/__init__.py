@@ -467,6 +467,11 @@ def _filters(
 
 def _fits(facts: AdapterFacts, model: str) -> str | None:
     """Holds an adapter against a base model for ``sync``, if the model's config is on this machine."""
+    from hub_router.sync.at_hand import config_at_hand
+
+    # Asked first, because what builds the architecture takes seconds to import.
+    if not config_at_hand(model):
+        return None
     from hub_router.composition.fit import fits_locally
 
     return fits_locally(facts, model)

@@ -18,11 +18,9 @@ from sqlalchemy.orm import Session
 from hub_router.records import BaseChoice, BaseModel
 from hub_router.store.known import CHUNK
 from hub_router.store.lookup import full_name
-from hub_router.store.tables import Adapter, AdapterLabel, BaseModelChoice, Repo, utcnow
+from hub_router.store.tables import STATEMENT, Adapter, AdapterLabel, BaseModelChoice, Repo, utcnow
 
 ADAPTER, RULE = "adapter", "rule"
-# Kind of the labels that keep what a card, tags and a manifest say about the base model.
-STATEMENT = "base_model"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sqlalchemy import and_, func, not_, or_, select
 from sqlalchemy.orm import Session
 
-from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, Repo
+from hub_router.store.tables import STATEMENT, Adapter, AdapterFile, AdapterLabel, Repo
 
 # Portable databases take at least this many parameters in one statement.
 CHUNK = 500
@@ -91,9 +91,7 @@ def repos_of_base_model(session: Session, base_model: str) -> list[KnownRepo]:
         base_model (str): Hub id, compared without case.
     """
     asked = base_model.lower()
-    said = select(AdapterLabel.adapter_id).where(
-        AdapterLabel.adapter_id == Adapter.id, AdapterLabel.kind == "base_model"
-    )
+    said = select(AdapterLabel.adapter_id).where(AdapterLabel.adapter_id == Adapter.id, AdapterLabel.kind == STATEMENT)
     listed = func.lower(AdapterLabel.value).in_((f"card {asked}", f"tag base_model:adapter:{asked}"))
     query = (
         select(Repo)

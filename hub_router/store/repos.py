@@ -14,10 +14,10 @@ from sqlalchemy import BigInteger, and_, bindparam, delete, insert, or_, select,
 from sqlalchemy.orm import Session, aliased
 
 from hub_router.records import UNKNOWN_LICENCE, AdapterFacts, BaseModel, Sample
-from hub_router.store.base_choices import STATEMENT, choices, choose, follow_rename
+from hub_router.store.base_choices import choices, choose, follow_rename
 from hub_router.store.known import CHUNK, KnownRepo
 from hub_router.store.samples import hand_over, write_found
-from hub_router.store.tables import Adapter, AdapterFile, AdapterLabel, Repo, utcnow
+from hub_router.store.tables import STATEMENT, Adapter, AdapterFile, AdapterLabel, Repo, utcnow
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,12 @@ from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import aggregate_strings
 
 from hub_router.records import AdapterRecord
-from hub_router.store.tables import Adapter, AdapterLabel, Repo
+from hub_router.store.tables import STATEMENT, Adapter, AdapterLabel, Repo
 
 # Below the number of bound values that SQLite and PostgreSQL take in one statement.
 _CHUNK = 1000
 # ASCII's unit separator, which no tag, data set or module name holds.
 _SEPARATOR = "\x1f"
-_KINDS = ("tag", "dataset", "target")
 _NO_LABELS: Mapping[str, tuple[str, ...]] = {}
 
 
@@ -179,7 +178,8 @@ def to_record(row: Row[*tuple[Any, ...]], labels: Mapping[str, tuple[str, ...]])
             "last_modified": _iso(last_modified),
         },
         base_model_confidence=base_model_confidence,
-        base_model_evidence=_listed(base_model_evidence),
+        # Not cached: most adapters have evidence of their own.
+        base_model_evidence=tuple(json.loads(base_model_evidence)),
         base_model_revision=base_model_revision,
     )
 
@@ -202,7 +202,8 @@ def _labels(session: Session, ids: Sequence[int]) -> dict[int, dict[str, tuple[s
     gathered: dict[int, dict[str, tuple[str, ...]]] = {}
     # Joined by the database: a row per label would take most of a list's time.
     joined = select(AdapterLabel.adapter_id, AdapterLabel.kind, aggregate_strings(AdapterLabel.value, _SEPARATOR))
-    joined = joined.where(AdapterLabel.kind.in_(_KINDS))
+    # By what is left out: SQLite would walk along the index on kinds for those that are wanted.
+    joined = joined.where(AdapterLabel.kind != STATEMENT)
     for chunk in chunks(sorted(ids)):
         # A few labels too many cost less than binding a thousand ids.
         dense = chunk[-1] - chunk[0] < 2 * len(chunk)

@@ -38,6 +38,10 @@ NAMING = {
 }
 
 
+# Kind of the labels that keep what a card, tags and a manifest say about the base model.
+STATEMENT = "base_model"
+
+
 def utcnow() -> datetime:
     """Current time, UTC, with time zone."""
     return datetime.now(UTC)
@@ -125,8 +129,8 @@ class Adapter(Base):
 class AdapterLabel(Base):
     """A value that adapters are filtered by: ``kind`` is ``tag``, ``dataset`` or ``target``.
 
-    Of kind ``base_model`` it is what a card, a tag or a manifest says about the base model, kept for the day on which
-    a choice of the user is withdrawn.
+    Of kind ``base_model`` it is no filter, but what a card, a tag or a manifest says about the base model, kept for the
+    day on which a choice of the user is withdrawn.
     """
 
     __tablename__ = "adapter_labels"

@@ -9,12 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from hub_router.records import AdapterFacts, BaseModel
 from hub_router.sync.base_names import Reading, quoted, read_name
 from hub_router.sync.families import misfit
-from hub_router.sync.text import is_storable
+from hub_router.sync.text import is_storable, storable
 
 # Says whether an adapter's tensors fit a model (id or folder) whose config is on this machine: empty where they do,
 # else the misfit in one line, None where the config is not here. It must ask the Hub nothing.
@@ -23,6 +24,9 @@ Fits = Callable[[AdapterFacts, str], str | None]
 _RELATION = re.compile(r"base_model:(?:(?:adapter|finetune|merge|quantized):)?")
 # A database row holds so many characters of a statement; no id and no path that tells anything is longer.
 _STATEMENT = 500
+# Different models that a card and tags name; what names more is a list of something else.
+_OTHERS = 8
+_CLASS = 100
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def resolve(
     weighed = _weigh(said)
     if local and weighed.found.confidence in ("low", "none"):
         weighed = _of_folder(said.config or "", weighed)
-    return _hold(weighed, facts, fits) if facts else weighed.found
+    found = _hold(weighed, facts, fits) if facts else weighed.found
+    return replace(found, evidence=tuple(storable(line) for line in found.evidence))
 
 
 def _weigh(said: Statements) -> _Weighed:
@@ -99,7 +104,7 @@ def _weigh(said: Statements) -> _Weighed:
     first = (
         f"config: base_model_name_or_path {quoted(stated)} {config.fact}" if stated else "config names no base model"
     )
-    others = list(_others(said))
+    others = list(islice(_others(said), _OTHERS))
     manifest = read_name(said.manifest or "")
     if config.confidence in ("high", "medium"):
         return _of_config(config, first, others, manifest)
@@ -176,7 +181,7 @@ def _hold(weighed: _Weighed, facts: AdapterFacts, fits: Fits | None) -> BaseMode
     """Compare what was found with the adapter's tensors; where statements differ, the first that fits is taken."""
     found = weighed.found
     if facts.base_class:
-        found = replace(found, evidence=(*found.evidence, f"auto_mapping says {facts.base_class}"))
+        found = replace(found, evidence=(*found.evidence, f"auto_mapping says {facts.base_class[:_CLASS]}"))
     if found.id is None:
         return found
     verdict, fault = _compare(found.id, facts, fits)

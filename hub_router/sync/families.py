@@ -155,7 +155,7 @@ def _against(family: Family, layers: _Layers) -> str:
     if wrong:
         return _modules_line(family, wrong)
     if layers.base and layers.base not in family.classes:
-        return f"it was trained on a {layers.facts.base_class}, which is no {family.label}"
+        return f"it was trained on a model of class {layers.base}..., which is no {family.label}"
     return ""
 
 

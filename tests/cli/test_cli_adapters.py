@@ -15,6 +15,7 @@ KEYS = {
     *("ref", "name", "id", "source", "repo_id", "revision", "subfolder", "path", "status", "reason", "base_model"),
     *("base_model_resolved", "licence", "peft_type", "ranks", "targets", "dtypes", "modules", "parameters"),
     *("size_bytes", "weights_hash", "tags", "datasets", "downloads", "likes", "extra"),
+    *("base_model_confidence", "base_model_evidence", "base_model_revision"),
 }
 
 
