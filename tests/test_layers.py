@@ -12,12 +12,13 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hub_router"
 
 # What each layer may import from hub_router, besides itself and the ground that all may stand on.
-GROUND = {"errors", "formats", "progress", "records", "settings"}
+GROUND = {"errors", "formats", "names", "progress", "records", "settings"}
 ENGINE = {"lora", "routing", "composition", "evaluate"}
 CATALOG = {"store", "sync", "search"}
 ALLOWED = {
     "errors": set(),
     "formats": set(),
+    "names": set(),
     "progress": set(),
     "records": set(),
     "settings": {"errors"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,9 +10,8 @@ import click
 from hub_router.cli.errors import FAILED
 from hub_router.cli.options import Call, common_options
 from hub_router.cli.output import Output
+from hub_router.names import kind_of, together
 from hub_router.records import AdapterCheck, ModuleFit
-
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 
 @click.command()
@@ -75,25 +73,20 @@ def grouped(modules: Iterable[ModuleFit]) -> list[list[Any]]:
     """
     kinds: dict[tuple[Any, ...], list[ModuleFit]] = {}
     for fit in modules:
-        kind = (_NUMBER.sub("#", fit.module, count=1), fit.verdict, fit.rank, fit.got, fit.expected)
+        kind = (kind_of(fit.module), fit.verdict, fit.rank, fit.got, fit.expected)
         kinds.setdefault(kind, []).append(fit)
     rows = []
     for fits in kinds.values():
         first = fits[0]
-        numbers = sorted(int(match[0]) for fit in fits if (match := _NUMBER.search(fit.module)))
-        name = first.module
-        if len(fits) > 1:
-            name = _NUMBER.sub("{" + _ranges(numbers) + "}", name, count=1)
-        rows.append([name, len(fits), first.rank, first.got, first.expected, first.verdict, first.reason])
+        rows.append(
+            [
+                together([fit.module for fit in fits]),
+                len(fits),
+                first.rank,
+                first.got,
+                first.expected,
+                first.verdict,
+                first.reason,
+            ]
+        )
     return rows
-
-
-def _ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as ``0-3,7``."""
-    parts: list[list[int]] = []
-    for number in numbers:
-        if parts and number <= parts[-1][-1] + 1:
-            parts[-1][-1] = number
-        else:
-            parts.append([number, number])
-    return ",".join(str(start) if start == stop else f"{start}-{stop}" for start, stop in parts)
