@@ -70,7 +70,16 @@ class SamplesError(HubRouterError):
 
 
 class UnsupportedAdapterError(HubRouterError):
-    """A folder holds no adapter that can be used; the message is the one reason."""
+    """A folder holds no adapter that can be used; the message is the one reason.
+
+    Args:
+        reason (str): one line, which may leave out all but the first few faults.
+        faults (Sequence[str]): every fault, by module, where there are several.
+    """
+
+    def __init__(self, reason: str, faults: Sequence[str] = ()) -> None:
+        self.faults = tuple(faults)
+        super().__init__(reason)
 
 
 class EncoderUnavailableError(HubRouterError):

@@ -248,13 +248,22 @@ def test_damaged_weights_name_the_module(tmp_path: Path, edit: str, reason: str,
 
 def test_all_damaged_modules_are_listed_and_the_catalogs_reason_counts_them(tmp_path: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
-    for number in range(9):
-        tensors |= {f"{PREFIX}layers.{number}.q.lora_A.weight": torch.ones(2, 5)}
+    for number, name in enumerate("qkvoguxyz"):
+        tensors |= {f"{PREFIX}layers.{layer}.{name}.lora_A.weight": torch.ones(2, 5) for layer in range(number + 1)}
     with pytest.raises(UnsupportedAdapterError) as refusal:
         read_adapter(write_adapter(tmp_path, tensors))
-    assert [f"layers.{number}.q has lora_A without lora_B" in str(refusal.value) for number in range(9)] == [True] * 9
-    with pytest.raises(UnsupportedAdapterError, match=r"layers\.2\.q has lora_A without lora_B; and 6 more$"):
+    faults = refusal.value.faults or refusal.value.__cause__.faults  # type: ignore[union-attr]
+    assert len(faults) == 9
+    assert all(fault in str(refusal.value) for fault in faults)
+    assert faults[:2] == (
+        "layers.0.q has lora_A without lora_B",
+        "layers.{0-1}.k has lora_A without lora_B",
+    )
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"layers\.\{0-2\}\.v has lora_A without lora_B; and 6 more$"
+    ) as short:
         inspect(tmp_path)
+    assert short.value.faults == faults
 
 
 @pytest.mark.parametrize("safe", [True, False])
