@@ -252,16 +252,11 @@ def test_all_damaged_modules_are_listed_and_the_catalogs_reason_counts_them(tmp_
         tensors |= {f"{PREFIX}layers.{layer}.{name}.lora_A.weight": torch.ones(2, 5) for layer in range(number + 1)}
     with pytest.raises(UnsupportedAdapterError) as refusal:
         read_adapter(write_adapter(tmp_path, tensors))
-    faults = refusal.value.faults or refusal.value.__cause__.faults  # type: ignore[union-attr]
+    faults = refusal.value.faults
     assert len(faults) == 9
     assert all(fault in str(refusal.value) for fault in faults)
-    assert faults[:2] == (
-        "layers.0.q has lora_A without lora_B",
-        "layers.{0-1}.k has lora_A without lora_B",
-    )
-    with pytest.raises(
-        UnsupportedAdapterError, match=r"layers\.\{0-2\}\.v has lora_A without lora_B; and 6 more$"
-    ) as short:
+    assert {"layers.0.q has lora_A without lora_B", "layers.{0-8}.z has lora_A without lora_B"} < set(faults)
+    with pytest.raises(UnsupportedAdapterError, match="and 6 more$") as short:
         inspect(tmp_path)
     assert short.value.faults == faults
 
