@@ -178,7 +178,7 @@ def _prepared(name: str, entry: Mapping[str, Any], bank: ModuleBank, state: Mapp
     else:
         chosen = select(bank, [bank.experts.index(expert) for expert in experts])
     tensors = {key: state[f"{name}/router/{key}"] for key in entry["tensors"]}
-    return Prepared(chosen, tensors, entry["merge"], entry["own_factors"])
+    return Prepared(chosen, tensors, entry["merge"], entry["own_factors"], state.get(f"{name}/gains"))
 
 
 def _put(fresh: Path, folder: Path, aside: Path) -> None:
@@ -211,6 +211,7 @@ def _write_factors(path: Path, adapters: Sequence[LoraAdapter]) -> list[dict[str
             "scaling": {module: factors.scaling for module, factors in adapter.modules.items()},
             "lookups": [module for module, factors in adapter.modules.items() if factors.lookup],
             "saved": {path: parameter.apart for path, parameter in adapter.saved.items()},
+            "not_stored": list(adapter.not_stored),
         }
         for adapter in adapters
     ]
@@ -239,6 +240,7 @@ def _adapter(number: int, entry: Mapping[str, Any], factors: Mapping[str, torch.
         entry["weights_hash"],
         tuple(entry["notes"]),
         saved=saved,
+        not_stored=tuple(entry["not_stored"]),
     )
 
 
@@ -251,6 +253,8 @@ def _write_state(
         if update.own_factors is not None:
             A, B = update.own_factors
             tensors |= {f"{update.module}/A": A, f"{update.module}/B": B}
+        if update.computed_gains is not None:
+            tensors[f"{update.module}/gains"] = update.computed_gains
         tensors |= {f"{update.module}/router/{name}": tensor for name, tensor in update.state().items()}
     _save(tensors, path)
     return {

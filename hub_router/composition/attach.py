@@ -6,7 +6,9 @@ are those of the base model. Compile after attaching: a graph that was compiled 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,14 +38,20 @@ def routed_updates(model: nn.Module) -> Iterator[tuple[nn.Module, RoutedUpdate]]
 
 
 def need_unrouted(model: nn.Module) -> None:
-    """Refuse a model that carries adapters of an earlier composition.
+    """Refuse a model that carries adapters, of an earlier composition or of PEFT.
 
     Args:
         model (nn.Module): any model.
 
     Raises:
-        RoutedStateError: it is routed already.
+        RoutedStateError: it is routed already, or has PEFT's layers.
     """
+    injected = [name for name, module in model.named_modules() if type(module).__module__.startswith("peft.")]
+    if injected:
+        raise RoutedStateError(
+            f"the model carries adapters of PEFT: {len(injected)} modules, the first is {injected[0]}; merge or unload "
+            "them first, with merge_and_unload() or unload()"
+        )
     names = [update.module for _, update in routed_updates(model)]
     if names:
         raise RoutedStateError(
@@ -70,7 +78,7 @@ def attach(model: nn.Module, updates: Mapping[str, RoutedUpdate]) -> None:
             update.handles.append(linear.register_forward_hook(_add_update, with_kwargs=True))
             owner, _, leaf = name.rpartition(".")
             if is_read_past(parent := model.get_submodule(owner), leaf):
-                update.handles += _guard(parent, update)
+                update.handles += _guard(parent, leaf, update)
     except BaseException:
         detach(model)
         raise
@@ -91,6 +99,11 @@ def detach(model: nn.Module) -> None:
 def _add_update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
     """Forward hook: the module's output plus what the adapters add."""
     routed: RoutedUpdate = module.hub_router_update  # type: ignore[assignment]
+    if not isinstance(output, torch.Tensor):
+        raise RoutedStateError(
+            f"module {routed.module}: {type(module).__qualname__} gives a {type(output).__name__}, expected one tensor "
+            "as from torch.nn.Linear; leave adapters of this module out"
+        )
     x = args[0] if args else next(iter(kwargs.values()))
     base = None
     if routed.has_gains:
@@ -100,19 +113,30 @@ def _add_update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return output if update is None else output + update.to(output.dtype)
 
 
-def _guard(parent: nn.Module, update: RoutedUpdate) -> list[RemovableHandle]:
+def _guard(parent: nn.Module, leaf: str, update: RoutedUpdate) -> list[RemovableHandle]:
     """Hooks on a module that also reads the weight of its adapted child: a forward that never calls it is an error."""
-    runs: list[int] = []
+    update.ran = set()
+    # Partial functions of this module, so that a routed model can be copied and pickled.
+    return [
+        parent.register_forward_pre_hook(partial(_before_parent, leaf)),
+        parent.register_forward_hook(partial(_after_parent, leaf)),
+    ]
 
-    def before(*_ignored: Any) -> None:
-        runs.append(update.runs)
 
-    def after(*_ignored: Any) -> None:
-        if runs.pop() == update.runs:
-            raise RoutedStateError(
-                f"module {update.module}: {type(parent).__qualname__} used its weight without calling it, so its "
-                "adapters would have had no effect; a fused kernel does so, which evaluation mode or uninstalling it "
-                "avoids"
-            )
+@torch.compiler.disable
+def _before_parent(leaf: str, parent: nn.Module, *_ignored: Any) -> None:
+    update: RoutedUpdate = parent.get_submodule(leaf).hub_router_update  # type: ignore[assignment]
+    assert update.ran is not None
+    update.ran.discard(threading.get_ident())
 
-    return [parent.register_forward_pre_hook(before), parent.register_forward_hook(after)]
+
+@torch.compiler.disable
+def _after_parent(leaf: str, parent: nn.Module, *_ignored: Any) -> None:
+    update: RoutedUpdate = parent.get_submodule(leaf).hub_router_update  # type: ignore[assignment]
+    assert update.ran is not None
+    if threading.get_ident() not in update.ran:
+        raise RoutedStateError(
+            f"module {update.module}: {type(parent).__qualname__} used its weight without calling it, so its adapters "
+            "would have had no effect; leave adapters of this module out, or, where a fused kernel does it, use "
+            "evaluation mode or uninstall the kernel"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 from torch import nn
 
 from hub_router.composition.architecture import empty_model
-from hub_router.composition.assemble import Features, make_updates, prepare, stack
-from hub_router.composition.attach import attach, need_unrouted
+from hub_router.composition.assemble import Features, prepare, stack
+from hub_router.composition.attach import need_unrouted
 from hub_router.composition.base_model import base_name, load_base
 from hub_router.composition.pool import AdapterSource, check_pool, read_pool
 from hub_router.composition.routed import RoutedModel
-from hub_router.composition.saved import Replacement
 from hub_router.errors import MissingError
+from hub_router.lora.adapter import LoraAdapter
+from hub_router.lora.bank import AdapterBank
 from hub_router.routing.registry import create
+
+_LOG = logging.getLogger(__name__)
 
 
 def compose(
@@ -74,5 +78,19 @@ def compose(
         if isinstance(model, str | Path):
             model, found = load_base(path)
         tokenizer = found if tokenizer is None else tokenizer
-    attach(model, make_updates(model, router, prepare(router, bank, features or {}), len(pool)))
-    return RoutedModel(model, tokenizer, pool, router, Replacement(model, plan.replace), plan.notes)
+    notes = (*_notes(pool, bank, members), *plan.notes)
+    prepared = prepare(router, bank, features or {})
+    return RoutedModel.attached(model, tokenizer, pool, router, prepared, plan, notes)
+
+
+def _notes(pool: Sequence[LoraAdapter], bank: AdapterBank, members: Sequence[str]) -> list[str]:
+    """What the reader notes about each adapter, and which adapters change nothing, which is logged as well."""
+    live = {bank.adapters[expert] for module in bank.modules.values() for expert in module.experts}
+    still = [
+        f"adapter {adapter.name!r} changes nothing: B A is zero in all of its modules"
+        for adapter in pool
+        if adapter.name in members and adapter.name not in live and not adapter.saved
+    ]
+    for note in still:
+        _LOG.warning("%s", note)
+    return still + [f"adapter {adapter.name!r}: {note}" for adapter in pool for note in adapter.notes]

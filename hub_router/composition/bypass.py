@@ -24,24 +24,30 @@ _HARMLESS = frozenset({"dtype", "device", "shape", "is_meta", "ndim", "requires_
 
 
 def bypassed(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
-    """Of some modules, those that the model never calls because it reads their weights.
+    """Of some modules, those whose adapters would do nothing: read past, or only there for another's weight.
 
     Args:
         model (nn.Module): the base model, or one without weights.
         names (Sequence[str]): paths of its modules.
 
     Returns:
-        dict[str, str]: by module, one line that says who reads its weight.
+        dict[str, str]: by module, one line that says why.
     """
     read = {name: parent for name in names if is_read_past(parent := _parent(model, name), _leaf(name))}
     never = {name for name, parent in read.items() if _leaf(name) not in _uses_of(parent).called}
     doubtful = [name for name in read if name not in never]
-    if doubtful:
-        never |= set(doubtful) - _called(model, doubtful)
-    return {
+    tied = _tied_embeddings(model, names)
+    idle = _idle(model, [*doubtful, *tied]) if doubtful or tied else set()
+    never |= idle & set(doubtful)
+    found = {
         name: f"{type(parent).__qualname__} reads its weight without calling it, so the adapter would do nothing"
         for name, parent in read.items()
         if name in never
+    }
+    return found | {
+        name: "the model never calls it, only others that share its weight, so the adapter would do nothing"
+        for name in tied
+        if name in idle
     }
 
 
@@ -125,21 +131,34 @@ def _leaf(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _called(model: nn.Module, names: Sequence[str]) -> set[str]:
-    """Modules that a forward of the model calls, found on a copy without weights; all of them where that cannot run.
+def _tied_embeddings(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Embeddings that share their weight with another embedding, such as T5's ``shared``."""
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return [
+        name
+        for name in names
+        if isinstance(table := model.get_submodule(name), nn.Embedding)
+        and any(other is not table and other.weight is table.weight for other in tables)
+    ]
 
-    What is then overlooked, :func:`hub_router.composition.attach.attach` finds when the model runs.
+
+def _idle(model: nn.Module, names: Sequence[str]) -> set[str]:
+    """Modules that a forward does not call although it runs what holds them; none where that cannot be found out.
+
+    It is run on a copy without weights. What is overlooked, a guard finds when the model runs
+    (:func:`hub_router.composition.attach.attach`).
     """
     called: set[str] = set()
+    holders = {name: name.rpartition(".")[0] for name in names}
     try:
         with torch.device("meta"), torch.no_grad():
             empty = type(model)(model.config).eval()
-            for name in names:
+            for name in {*names, *holders.values()}:
                 empty.get_submodule(name).register_forward_hook(lambda *_ignored, name=name: called.add(name))
             ids = torch.zeros(1, 2, dtype=torch.int64)
             inputs = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
             empty(input_ids=ids, **inputs)
     except Exception as error:  # noqa: BLE001 - whatever a foreign model's forward raises without weights
         _LOG.debug("%s cannot run without weights: %s", type(model).__name__, error)
-        return set(names)
-    return called
+        return set()
+    return {name for name in names if name not in called and holders[name] in called}

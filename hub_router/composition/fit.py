@@ -32,7 +32,10 @@ class BaseModules:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._held = dict(model.named_modules())
+        self._held = dict(model.named_modules(remove_duplicate=False))
+        self._names: dict[int, list[str]] = defaultdict(list)
+        for name, module in self._held.items():
+            self._names[id(module)].append(name)
         self._nearest = _Nearest(self._held)
 
     def fit(self, modules: Sequence[ModuleFacts]) -> tuple[ModuleFit, ...]:
@@ -44,7 +47,15 @@ class BaseModules:
         Returns:
             tuple[ModuleFit, ...]: one per module, in order.
         """
-        skipped = bypassed(self._model, [facts.name for facts in modules if facts.name in self._held])
+        held = [facts.name for facts in modules if facts.name in self._held]
+        skipped = bypassed(self._model, held)
+        for name in held:
+            others = [other for other in self._names[id(self._held[name])] if other != name]
+            if others:
+                skipped[name] = (
+                    f"the model holds this very module as {', '.join(others)} as well, and PEFT would adapt it "
+                    "under one of the names alone; untie it first"
+                )
         return tuple(_fit(self._held, facts, self._nearest, skipped) for facts in modules)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from hub_router.composition.dora import gain
 from hub_router.composition.maps import LinearMap
 from hub_router.composition.stacked import candidate_weights, expert_weights, gate_step
+from hub_router.errors import UnsupportedAdapterError
 from hub_router.lora.bank import ModuleBank
 from hub_router.routing.base import Merge, Prepared, Router
 
@@ -61,25 +63,38 @@ class RoutedUpdate(nn.Module):
         self.own_factors = (bank.A, bank.B) if prepared.own_factors else None
         self.recorder: Recorder | None = None
         self.handles: list[RemovableHandle] = []
-        self.runs = 0
+        # Threads in which the module ran since its parent was last entered; None where no guard wants to know.
+        self.ran: set[int] | None = None
         self.state_names = tuple(prepared.tensors)
-        B, gains, shifts = _absorb_gains(bank, adapted.weight)
-        self.has_gains, self.has_shifts = gains is not None, shifts is not None
+        # Saved as computed: from weights that were rounded since, they could not be computed again.
+        self.computed_gains, shifts = _gains(prepared, adapted.weight), _shifts(bank)
+        self.has_gains, self.has_shifts = self.computed_gains is not None, shifts is not None
         tensors = {
             "A": bank.A,
-            "B": B,
+            "B": bank.B,
             "owners": bank.component_experts,
             "experts": torch.tensor(bank.experts, dtype=torch.int64),
-            **({"gains": gains} if gains is not None else {}),
-            **({"shifts": shifts} if shifts is not None else {}),
             **{_STATE + name: tensor for name, tensor in prepared.tensors.items()},
         }
+        if self.computed_gains is not None:
+            gains = self.computed_gains
+            tensors["B"] = bank.B.to(gains) * gains.index_select(0, bank.component_experts.to(gains.device)).mT
+            tensors["gains"] = gains - 1.0
+            shifts = None if shifts is None else shifts.to(gains) * gains
+        if shifts is not None:
+            tensors["shifts"] = shifts
         device, dtype = adapted.weight.device, adapted.weight.dtype
         for name, tensor in tensors.items():
             # Scores decide who is chosen, so what they are made from stays in full precision.
             wanted = torch.promote_types(tensor.dtype, torch.float32) if name.startswith(_STATE) else dtype
             kept = wanted if tensor.is_floating_point() else tensor.dtype
-            self.register_buffer(name, tensor.to(device=device, dtype=kept).contiguous(), persistent=False)
+            cast = tensor.to(device=device, dtype=kept).contiguous()
+            if kept == torch.float16 and not torch.isfinite(cast).all():
+                raise UnsupportedAdapterError(
+                    f"module {self.module}: values of the adapters' {name} exceed float16's largest, 65504; load the "
+                    "base model in bfloat16 or float32"
+                )
+            self.register_buffer(name, cast, persistent=False)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> RoutedUpdate:
         """Follow the model to a device or dtype; the router's tensors follow to the device alone."""
@@ -108,7 +123,8 @@ class RoutedUpdate(nn.Module):
         Returns:
             torch.Tensor | None: ``(..., D_out)``; None where nobody is a candidate, so that the base stays bit for bit.
         """
-        self.runs += 1
+        if self.ran is not None:
+            note_run(self)
         leading = x.shape if self.lookup else x.shape[:-1]
         if self.candidates == 0:
             if self.recorder is not None:
@@ -130,36 +146,36 @@ class RoutedUpdate(nn.Module):
         return update if scale is None else update * torch.as_tensor(scale).to(update)
 
 
-def _absorb_gains(
-    bank: ModuleBank, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """B with DoRA's gains in its rows; per candidate ``g - 1`` ``(C, D_out)``, and the bias ``(C, D_out)``."""
-    extras = [bank.extras.get(expert) for expert in bank.experts]
-    gains = [
-        gain(weight, bank.A[part], bank.B[:, part], extra.magnitude)
-        if extra is not None and extra.magnitude is not None
-        else None
-        for extra, part in zip(extras, bank.slices, strict=True)
-    ]
-    biases = [None if extra is None else extra.bias for extra in extras]
-    wide = torch.promote_types(bank.B.dtype, torch.float32)
-    B = bank.B
-    if any(each is not None for each in gains):
-        B = B.to(weight.device, wide).clone()
-        for each, part in zip(gains, bank.slices, strict=True):
-            if each is not None:
-                B[:, part] *= each.to(wide).unsqueeze(1)
-    zeros = torch.zeros(bank.d_out, device=weight.device, dtype=wide)
-    shifts = [
-        None if bias is None else bias.to(zeros) * (1.0 if each is None else each.to(zeros))
-        for bias, each in zip(biases, gains, strict=True)
-    ]
-    less_one = [None if each is None else each.to(zeros) - 1.0 for each in gains]
-    return B, _rows(less_one, zeros), _rows(shifts, zeros)
+@torch.compiler.disable
+def note_run(update: RoutedUpdate) -> None:
+    """Note that an update ran in this thread; kept out of compiled graphs, which would be compiled anew each time.
+
+    Args:
+        update (RoutedUpdate): one that is guarded.
+    """
+    assert update.ran is not None
+    update.ran.add(threading.get_ident())
 
 
-def _rows(vectors: Sequence[torch.Tensor | None], zeros: torch.Tensor) -> torch.Tensor | None:
-    """The vectors as a matrix ``(C, D_out)``, zeros for None; None where all are None."""
-    if all(each is None for each in vectors):
+def _gains(prepared: Prepared, weight: torch.Tensor) -> torch.Tensor | None:
+    """DoRA's gain of every candidate ``(C, D_out)``, 1 for plain LoRA; None where nobody is DoRA."""
+    bank = prepared.bank
+    magnitudes = [None if (extra := bank.extras.get(e)) is None else extra.magnitude for e in bank.experts]
+    if prepared.gains is not None or all(each is None for each in magnitudes):
+        return prepared.gains
+    ones = torch.ones(bank.d_out, device=weight.device, dtype=torch.promote_types(bank.B.dtype, torch.float32))
+    return torch.stack(
+        [
+            ones if each is None else gain(weight, bank.A[part], bank.B[:, part], each).to(ones)
+            for each, part in zip(magnitudes, bank.slices, strict=True)
+        ]
+    )
+
+
+def _shifts(bank: ModuleBank) -> torch.Tensor | None:
+    """Every candidate's bias ``(C, D_out)``, 0 for those without; None where nobody has one."""
+    biases = [None if (extra := bank.extras.get(e)) is None else extra.bias for e in bank.experts]
+    if all(each is None for each in biases):
         return None
-    return torch.stack([zeros if each is None else each for each in vectors])
+    zeros = torch.zeros(bank.d_out, dtype=torch.promote_types(bank.B.dtype, torch.float32))
+    return torch.stack([zeros if each is None else each.to(zeros) for each in biases])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,12 @@ from hub_router.composition.base_model import base_name, load_tokenizer
 from hub_router.composition.check import check_fit
 from hub_router.composition.explain import Explanation, explain
 from hub_router.composition.reference import check_base, restore_base
-from hub_router.composition.saved import Replacement, plan_saved
+from hub_router.composition.saved import Replacement, SavedPlan, plan_saved
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
 from hub_router.errors import HubRouterError, IncompatibleAdaptersError, RoutedStateError
 from hub_router.lora.adapter import LoraAdapter
-from hub_router.routing.base import Router
+from hub_router.routing.base import Prepared, Router
 from hub_router.routing.registry import create
 
 _LOG = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class RoutedModel:
         pool (Sequence[LoraAdapter]): the adapters in the order of axis E.
         method (Router): the routing method with its hyperparameters.
         replacement (Replacement): parameters of the base model that an adapter used alone replaces.
-        notes (tuple[str, ...]): what of the adapters is left out, and why.
+        notes (tuple[str, ...]): what a user should know about this composition.
     """
 
     def __init__(
@@ -54,10 +54,44 @@ class RoutedModel:
         self._attached = True
         self._replacement = replacement
         self.notes = notes
-        for note in notes:
-            _LOG.warning("%s", note)
         self.tokenizer = tokenizer
         self.method = method
+
+    @classmethod
+    def attached(
+        cls,
+        model: Any,
+        tokenizer: Any,
+        pool: Sequence[LoraAdapter],
+        method: Router,
+        prepared: Mapping[str, Prepared],
+        plan: SavedPlan,
+        notes: Sequence[str],
+    ) -> RoutedModel:
+        """Attach a pool that was checked; if anything fails, the base model is as it was.
+
+        Args:
+            model (PreTrainedModel): the base model.
+            tokenizer (PreTrainedTokenizerBase | None): for text in and out.
+            pool (Sequence[LoraAdapter]): the adapters in the order of axis E.
+            method (Router): the routing method.
+            prepared (Mapping[str, Prepared]): its state, by module path.
+            plan (SavedPlan): parameters that replace the base model's; DoRA's gains are those of the replaced weights.
+            notes (Sequence[str]): what a user should know.
+
+        Returns:
+            RoutedModel: holds the model, now routed.
+        """
+        for note in plan.notes:
+            _LOG.warning("%s", note)
+        replacement = Replacement(model, plan.replace)
+        try:
+            attach(model, make_updates(model, method, prepared, len(pool)))
+            return cls(model, tokenizer, pool, method, replacement, tuple(notes))
+        except BaseException:
+            detach(model)
+            replacement.restore()
+            raise
 
     @property
     def model(self) -> Any:
@@ -224,8 +258,7 @@ class RoutedModel:
         plan = plan_saved(model, saved.adapters, router.members([adapter.name for adapter in saved.adapters]))
         if plan.faults:
             raise IncompatibleAdaptersError(base_name(model), plan.faults)
-        attach(model, make_updates(model, router, saved.prepared, len(saved.adapters)))
-        return cls(model, tokenizer, saved.adapters, router, Replacement(model, plan.replace), plan.notes)
+        return cls.attached(model, tokenizer, saved.adapters, router, saved.prepared, plan, plan.notes)
 
     def detach(self) -> Any:
         """Take the adapters off.

@@ -49,6 +49,7 @@ def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[
     notes: list[str] = []
     alone = len(members) == 1
     for adapter in (adapter for adapter in pool if adapter.name in members):
+        faults += _missing(model, adapter)
         for path, parameter in adapter.saved.items():
             where = f"adapter {adapter.name!r}, parameter {path}"
             held = parameter_at(model, path)
@@ -60,6 +61,11 @@ def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[
             elif held.shape != parameter.value.shape:
                 got, expected = (tuple(each.shape) for each in (parameter.value, held))
                 faults.append(f"{where}: got shape {got}, expected {expected} as in the model")
+            elif parameter.apart and (others := _other_names(model, path)):
+                faults.append(
+                    f"{where}: the model holds this very module as {', '.join(others)} as well, of which PEFT would "
+                    "replace one; untie it first"
+                )
             elif held.is_meta or same_values(parameter.value, held):
                 continue
             elif alone:
@@ -70,6 +76,24 @@ def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[
                     f"method 'single' with adapter={adapter.name!r}"
                 )
     return SavedPlan(replace, tuple(faults), tuple(notes))
+
+
+def _other_names(model: nn.Module, path: str) -> list[str]:
+    """Other names under which a model holds the module of a parameter."""
+    owner = path.rpartition(".")[0]
+    module = model.get_submodule(owner)
+    return [name for name, each in model.named_modules(remove_duplicate=False) if each is module and name != owner]
+
+
+def _missing(model: nn.Module, adapter: LoraAdapter) -> Iterator[str]:
+    """A line for every trained module that the adapter names, the model has, and the adapter's file does not hold."""
+    for listed in adapter.not_stored:
+        for name, module in model.named_modules():
+            if name.endswith(listed) and any(True for _ in module.parameters()):
+                yield (
+                    f"adapter {adapter.name!r}: its config says that {name} was trained (modules_to_save), but its "
+                    "weights hold no such tensor; the model's own, which may be untrained, would take its place"
+                )
 
 
 class Replacement:
@@ -87,7 +111,8 @@ class Replacement:
             module = model.get_submodule(owner)
             held = parameter_at(model, path)
             assert held is not None
-            value: torch.Tensor = parameter.value.to(device=held.device, dtype=held.dtype)
+            # A copy: the adapter's own tensor is a view of its file, and may serve another model as well.
+            value: torch.Tensor = parameter.value.to(device=held.device, dtype=held.dtype, copy=True)
             if isinstance(held, nn.Parameter):
                 value = nn.Parameter(value, requires_grad=held.requires_grad)
             owners = [module] if parameter.apart else list(model.modules())
@@ -95,26 +120,29 @@ class Replacement:
                 table = each._parameters if isinstance(held, nn.Parameter) else each._buffers
                 names = [leaf] if parameter.apart else [name for name, tensor in table.items() if tensor is held]
                 self._places += [(table, name, held, value) for name in names]
-        self.apply()
-
-    def apply(self) -> None:
-        """Put the adapter's values in their places."""
         for table, name, _, value in self._places:
             table[name] = value
 
     def restore(self) -> None:
-        """Put the base model's own parameters back: the objects that they were."""
+        """Put the base model's own parameters back: the objects that they were, in the place and dtype of now."""
         for table, name, held, _ in self._places:
+            now = table[name]
+            if (held.device, held.dtype) != (now.device, now.dtype):
+                held.data = held.data.to(device=now.device, dtype=now.dtype)
             table[name] = held
 
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """The base model's own parameters, for the length of a with-block."""
+        live: list[tuple[dict[str, Any], str, torch.Tensor]] = [
+            (table, name, table[name]) for table, name, _, _ in self._places
+        ]
         self.restore()
         try:
             yield
         finally:
-            self.apply()
+            for table, name, now in live:
+                table[name] = now
 
 
 def same_values(stored: torch.Tensor, held: torch.Tensor) -> bool:

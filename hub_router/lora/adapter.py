@@ -98,6 +98,7 @@ class LoraAdapter:
             path in the base model, whose own must be equal.
         saved (Mapping[str, SavedParameter]): parameters saved beside the factors (task heads, embeddings, biases), by
             parameter path in the base model; they take effect only where the adapter is used alone.
+        not_stored (tuple[str, ...]): entries of ``modules_to_save`` for which there are no tensors.
     """
 
     name: str
@@ -108,3 +109,4 @@ class LoraAdapter:
     notes: tuple[str, ...] = ()
     copies: Mapping[str, torch.Tensor] = field(default_factory=dict)
     saved: Mapping[str, SavedParameter] = field(default_factory=dict)
+    not_stored: tuple[str, ...] = ()

@@ -35,6 +35,8 @@ def role_faults(roles: Mapping[str, Sequence[str]], config: AdapterConfig) -> It
                 yield f"has lora_{present} without lora_{missing}"
     if not plain and not lookup:
         yield f"has {', '.join(f'lora_{role}' for role in sorted(roles))} without lora_A and lora_B"
+    if config.kind == "MLX" and lookup and "magnitude" in roles:
+        yield "is DoRA on an embedding by MLX-LM, which scales tokens where PEFT scales outputs"
     expected = {"E": config.kind == "ADALORA", "magnitude": config.use_dora, "bias": config.lora_bias}
     for role, wanted in expected.items():
         said = {"E": f"peft_type={config.kind}", "magnitude": f"use_dora={config.use_dora}"}
@@ -63,11 +65,11 @@ def shape_faults(parts: Parts, config: AdapterConfig) -> Iterator[str]:
                 f"enable_lora={list(config.enable_lora)}"
             )
             return
-    elif len(A) == 4 or len(B) == 4:
-        yield f"is a convolution (A {A}, B {B}), expected a linear map"
-        return
-    elif len(A) == 3 and len(B) == 3:
+    elif config.kind == "MLX" and len(A) == len(B) == 3:
         yield f"is a stack of maps (A {A}, B {B}), expected one linear map"
+        return
+    elif len(A) == len(B) and len(A) in (3, 4, 5):
+        yield f"is a convolution (A {A}, B {B}), expected a linear map"
         return
     elif len(A) != 2 or len(B) != 2 or _chained(A, B, config) is None:
         yield f"has A {A} and B {B} that do not chain, expected (r, D_in) and (D_out, r)"

@@ -31,6 +31,7 @@ class AdapterConfig:
         use_rslora (bool): scaling alpha/sqrt(r) (rsLoRA, https://arxiv.org/abs/2312.03732) instead of alpha/r.
         use_dora (bool): every module has a magnitude (DoRA, https://arxiv.org/abs/2402.09353).
         lora_bias (bool): every up projection has a bias.
+        bias (str): which biases of the base model were trained: ``none``, ``all`` or ``lora_only``.
         enable_lora (tuple[bool, ...]): parts of a fused map that early PEFT adapted; empty elsewhere.
         init_rank (int): AdaLoRA's rank before pruning, by which it goes on dividing (https://arxiv.org/abs/2303.10512).
         scale (float): MLX-LM's factor on B A.
@@ -51,6 +52,7 @@ class AdapterConfig:
     use_rslora: bool = False
     use_dora: bool = False
     lora_bias: bool = False
+    bias: str = "none"
     enable_lora: tuple[bool, ...] = ()
     init_rank: int = PEFT_DEFAULT_INIT_RANK
     scale: float = 1.0

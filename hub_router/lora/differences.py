@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from hub_router.lora.adapter import LoraFactors
 from hub_router.lora.config import AdapterConfig
 from hub_router.lora.patterns import unmatched
-from hub_router.lora.text import listing
+from hub_router.lora.text import escaped, listing
 
 # PEFT's shorthand for every linear map but the output head.
 _ALL_LINEAR = "all-linear"
@@ -35,7 +35,8 @@ def differences(modules: Mapping[str, LoraFactors], config: AdapterConfig) -> It
         yield from _by_names(names, config.target_modules)
     yield from _excluded(names, config.exclude_modules)
     if config.layers:
-        beyond = [name for name in names if (match := _LAYER.match(name)) and int(match[1]) not in config.layers]
+        layers = set(config.layers)
+        beyond = [name for name in names if (match := _LAYER.match(name)) and int(match[1]) not in layers]
         if beyond:
             yield f"{len(beyond)} modules are in layers that layers_to_transform leaves out: {listing(beyond)}"
 
@@ -63,12 +64,13 @@ def _by_pattern(names: Sequence[str], pattern: str) -> Iterator[str]:
 
 
 def _by_names(names: Sequence[str], targets: Sequence[str]) -> Iterator[str]:
-    ends = {name: _endings(name) for name in names}
-    seen = set().union(*ends.values())
+    listed = set(targets)
+    means = {name: listed.intersection(_endings(name)) for name in names}
+    seen = set().union(*means.values())
     absent = [target for target in targets if target not in seen and target != _ALL_LINEAR]
-    unlisted = [name for name, endings in ends.items() if endings.isdisjoint(targets)]
+    unlisted = [name for name, meant in means.items() if not meant]
     if absent:
-        yield f"target_modules names {listing(absent)}, for which there are no tensors"
+        yield f"target_modules names {listing([*map(escaped, absent)])}, for which there are no tensors"
     if unlisted and _ALL_LINEAR not in targets:
         yield f"{len(unlisted)} modules have tensors but are no target_modules: {listing(unlisted)}"
 
@@ -78,14 +80,18 @@ def _excluded(names: Sequence[str], excluded: tuple[str, ...] | str) -> Iterator
         return
     if isinstance(excluded, str):
         left = unmatched(excluded, names)
-        held = [] if left is None else [name for name in names if name not in set(left)]
+        others = set(names if left is None else left)
+        held = [name for name in names if name not in others]
     else:
-        held = [name for name in names if not _endings(name).isdisjoint(excluded)]
+        listed = set(excluded)
+        held = [name for name in names if not listed.isdisjoint(_endings(name))]
     if held:
         yield f"{len(held)} modules have tensors but are in exclude_modules: {listing(held)}"
 
 
-def _endings(module: str) -> set[str]:
+def _endings(module: str) -> Iterator[str]:
     """Every dotted ending of a module path: what a listed target may be to mean this module."""
-    parts = module.split(".")
-    return {".".join(parts[start:]) for start in range(len(parts))}
+    yield module
+    while "." in module:
+        module = module.partition(".")[2]
+        yield module

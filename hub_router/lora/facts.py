@@ -33,9 +33,10 @@ def inspect(path: Path) -> AdapterFacts:
     modules = adapter.modules.values()
     others = adapter.saved or any(each.magnitude is not None or each.bias is not None for each in modules)
     if not others and len(zero_modules(adapter.modules)) == len(adapter.modules):
+        scaled = any(each.scaling for each in modules)
         raise UnsupportedAdapterError(
-            f"B A is zero in all of its {len(adapter.modules)} modules, so the adapter changes nothing: it was never "
-            "trained, or saved before training"
+            f"{'B A' if scaled else 'the scaling of B A'} is zero in all of its {len(adapter.modules)} modules, so the "
+            "adapter changes nothing" + (": it was never trained, or saved before training" if scaled else "")
         )
     tensors = [tensor for each in modules for tensor in each.tensors.values()]
     dtypes = dict.fromkeys(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)

@@ -47,13 +47,13 @@ def number(name: str, value: object) -> float:
     return float(value)
 
 
-def names(fields: Fields, name: str) -> tuple[str, ...]:
-    """A field that lists names, each once; absent and null are empty."""
+def names(fields: Fields, name: str, most: int = MAX_NAMES) -> tuple[str, ...]:
+    """A field that lists at most so many names, each once; absent and null are empty."""
     value = fields.get(name)
     if value is None:
         return ()
-    if not isinstance(value, list) or len(value) > MAX_NAMES or not all(isinstance(entry, str) for entry in value):
-        raise wrong(name, value, "a list of names")
+    if not isinstance(value, list) or len(value) > most or not all(isinstance(entry, str) for entry in value):
+        raise wrong(name, value, f"a list of names, at most {most}")
     return tuple(dict.fromkeys(value))
 
 
@@ -73,5 +73,9 @@ def wrong(name: str, value: object, expected: str) -> UnsupportedAdapterError:
 
 def short(value: object) -> str:
     """A value as JSON, on one line and bounded."""
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    # A config that is nested just deep enough to be parsed.
+    except RecursionError:
+        text = f"a {type(value).__name__} nested too deep to show"
     return text if len(text) <= 80 else text[:77] + "..."

@@ -132,6 +132,8 @@ def is_original(name: str) -> bool:
 def is_saved_apart(name: str, modules_to_save: Iterable[str]) -> bool:
     """Whether a tensor belongs to a module of which PEFT trained a copy: listed, marked in its name, or a task head.
 
+    PEFT takes a listed name for every module whose path ends in it, be it in the middle of a word.
+
     Args:
         name (str): tensor name as stored.
         modules_to_save (Iterable[str]): of the config.
@@ -139,8 +141,36 @@ def is_saved_apart(name: str, modules_to_save: Iterable[str]) -> bool:
     Returns:
         bool: so.
     """
-    owner = f".{module_path(name).rpartition('.')[0]}."
-    return bool(_SAVED.search(name)) or is_head(name) or any(f".{listed}." in owner for listed in modules_to_save)
+    if is_wrapped(name) or is_head(name):
+        return True
+    return any(belongs_to(module_path(name), listed) for listed in modules_to_save)
+
+
+def belongs_to(path: str, listed: str) -> bool:
+    """Whether a parameter lies in a module that an entry of ``modules_to_save`` means.
+
+    Args:
+        path (str): parameter path in the base model.
+        listed (str): the entry.
+
+    Returns:
+        bool: so.
+    """
+    owner = path.rpartition(".")[0]
+    # The end of a module's path is the end of the owner's, or is followed by the name of something inside.
+    return owner.endswith(listed) or f"{listed}." in owner
+
+
+def is_wrapped(name: str) -> bool:
+    """Whether a tensor's name says that it is of the copy of a module that PEFT trained.
+
+    Args:
+        name (str): tensor name as stored.
+
+    Returns:
+        bool: True for ``X.modules_to_save.default.weight``.
+    """
+    return bool(_SAVED.search(name))
 
 
 def foreign_reason(names: Iterable[str]) -> str | None:

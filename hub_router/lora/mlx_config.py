@@ -37,6 +37,8 @@ def mlx_config(fields: Fields) -> AdapterConfig:
         UnsupportedAdapterError: full fine-tuning, or a field that is missing or cannot be used.
     """
     style = fields.get("fine_tune_type", "lora")
+    if not isinstance(style, str):
+        raise wrong("fine_tune_type", style, "'lora' or 'dora'")
     if style not in ("lora", "dora"):
         raise UnsupportedAdapterError(f"unsupported: MLX-LM fine_tune_type={style!r}"[:200] + ", expected lora or dora")
     stated = fields.get("lora_parameters")

@@ -11,6 +11,8 @@ from hub_router.lora.fields import Fields, flag, names, names_or_pattern, number
 from hub_router.lora.patterns import PatternValue
 
 MAX_PATTERNS = 10_000
+# Each is looked for in the name of every saved parameter.
+MAX_SAVED = 1_000
 
 # Reason by config field: a true, non-empty value means a function that the tensors of this reader do not express.
 _VARIANTS = {
@@ -84,6 +86,7 @@ def _peft_config(fields: Fields, kind: Kind) -> AdapterConfig:
         use_rslora=flag(fields, "use_rslora"),
         use_dora=flag(fields, "use_dora"),
         lora_bias=flag(fields, "lora_bias"),
+        bias=bias or "none",
         enable_lora=_enabled(fields),
         init_rank=rank("init_r", fields.get("init_r", PEFT_DEFAULT_INIT_RANK)) if kind == "ADALORA" else 1,
         rank_pattern=_patterns(fields, "rank_pattern", rank) if kind == "LORA" else (),
@@ -91,7 +94,7 @@ def _peft_config(fields: Fields, kind: Kind) -> AdapterConfig:
         target_modules=names_or_pattern(fields, "target_modules"),
         exclude_modules=names_or_pattern(fields, "exclude_modules"),
         layers=_layers(fields),
-        modules_to_save=names(fields, "modules_to_save"),
+        modules_to_save=names(fields, "modules_to_save", MAX_SAVED),
         notes=tuple(notes),
     )
 

@@ -20,18 +20,21 @@ from hub_router.lora.config import AdapterConfig
 from hub_router.lora.config_file import read_config
 from hub_router.lora.differences import differences
 from hub_router.lora.keys import (
+    belongs_to,
     foreign_reason,
     is_head,
     is_original,
     is_printable,
     is_saved_apart,
+    is_wrapped,
     module_path,
     parse_base,
     parse_factor,
     parse_mlx_factor,
 )
-from hub_router.lora.text import listing
+from hub_router.lora.text import escaped, listing
 from hub_router.lora.weights import find_weights, hash_weights, load_weights
+from hub_router.names import compact
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +69,7 @@ def read_adapter(path: Path, name: str | None = None) -> LoraAdapter:
     try:
         return read_folder(path, chosen)[0]
     except UnsupportedAdapterError as error:
-        raise UnsupportedAdapterError(f"adapter {chosen!r} ({path}): {error}") from error
+        raise UnsupportedAdapterError(f"adapter {chosen!r} ({path}): {error}", error.faults) from error
 
 
 def read_folder(path: Path, name: str, shown: int | None = None) -> tuple[LoraAdapter, Source]:
@@ -101,6 +104,7 @@ def read_folder(path: Path, name: str, shown: int | None = None) -> tuple[LoraAd
         (*config.notes, *contents.notes),
         contents.copies,
         contents.saved,
+        contents.not_stored,
     )
     return adapter, Source(files, config)
 
@@ -112,13 +116,22 @@ class _Contents:
         self, tensors: Mapping[str, torch.Tensor], config: AdapterConfig, file: str, shown: int | None
     ) -> None:
         self._file, self._shown = file, shown
+        self._pruned: list[str] = []
         roles, others = self._sort(tensors, config)
         if not roles:
             raise UnsupportedAdapterError(f"{file} holds no LoRA factors, the first tensor is {next(iter(tensors))!r}")
         self.modules = self._factors(roles, tensors, config)
         self.copies, self.saved = self._rest(others, tensors, config, roles)
+        self.not_stored = tuple(
+            listed for listed in config.modules_to_save if not any(belongs_to(path, listed) for path in self.saved)
+        )
         self._refuse(list(_value_faults(self.modules, self.saved)))
         self.notes = [*self._zero_notes(), *_rest_notes(self.copies, self.saved), *differences(self.modules, config)]
+        if self.not_stored:
+            absent = listing([*map(escaped, self.not_stored)])
+            self.notes.append(f"modules_to_save names {absent}, for which there are no tensors")
+        if self._pruned:
+            self.notes.append(f"{len(self._pruned)} modules were pruned to rank 0: {', '.join(compact(self._pruned))}")
 
     def _sort(
         self, tensors: Mapping[str, torch.Tensor], config: AdapterConfig
@@ -126,15 +139,23 @@ class _Contents:
         """Tensor names by module and role, and the names that belong to no update."""
         parse = parse_mlx_factor if config.kind == "MLX" else parse_factor
         roles: dict[str, dict[str, list[str]]] = {}
-        others = []
+        others: list[str] = []
+        empty: list[tuple[str, str]] = []
         for name in tensors:
             if not is_printable(name):
                 raise UnsupportedAdapterError(f"{self._file}: tensor name {name[:80]!r} is too long or not printable")
             key = parse(name)
-            if key is None:
+            if tensors[name].numel() == 0:
+                if key is None or config.kind != "ADALORA":
+                    shape = tuple(tensors[name].shape)
+                    empty.append((name[:200], f"is empty (shape {shape}), a shard was not gathered"))
+                elif key.role == "A":
+                    self._pruned.append(key.module)
+            elif key is None:
                 others.append(name)
             else:
                 roles.setdefault(key.module, {}).setdefault(key.role, []).append(name)
+        self._refuse(empty)
         reason = foreign_reason(others)
         if reason:
             raise UnsupportedAdapterError(f"unsupported: {reason} in {self._file}")
@@ -143,9 +164,9 @@ class _Contents:
     def _factors(
         self, roles: Mapping[str, Mapping[str, list[str]]], tensors: Mapping[str, torch.Tensor], config: AdapterConfig
     ) -> dict[str, LoraFactors]:
-        self._refuse([f"{module} {fault}" for module, held in roles.items() for fault in role_faults(held, config)])
+        self._refuse([(module, fault) for module, held in roles.items() for fault in role_faults(held, config)])
         parts = {module: {role: tensors[names[0]] for role, names in held.items()} for module, held in roles.items()}
-        self._refuse([f"{module} {fault}" for module, held in parts.items() for fault in shape_faults(held, config)])
+        self._refuse([(module, fault) for module, held in parts.items() for fault in shape_faults(held, config)])
         scalings = config.scalings({module: stated_rank(held, config) for module, held in parts.items()})
         return {module: assemble(held, config, scalings[module]) for module, held in parts.items()}
 
@@ -162,18 +183,19 @@ class _Contents:
         whole = {module for module, kind in based.values() if kind == "weight" and module in adapted}
         copies: dict[str, torch.Tensor] = {}
         saved: dict[str, SavedParameter] = {}
+        stored: dict[str, str] = {}
         faults = []
-        for name in others:
+        # What PEFT trained a copy of comes last, in place of a bias that bias="all" saved of the original.
+        for name in sorted((name for name in others if not is_original(name)), key=is_wrapped):
             module, kind = based.get(name, ("", ""))
             path = f"{module}.{kind}" if module else module_path(name)
-            if is_original(name):
-                continue
-            if path in copies or path in saved:
-                faults.append(f"{path} is stored twice")
-            elif module in whole:
+            if path in stored and is_wrapped(name) == is_wrapped(stored[path]):
+                faults.append((path, "is stored twice"))
+            elif module in whole and (kind == "weight" or config.bias == "none"):
                 copies[path] = tensors[name]
             else:
                 saved[path] = SavedParameter(tensors[name], is_saved_apart(name, config.modules_to_save))
+            stored[path] = name
         self._refuse(faults)
         return copies, saved
 
@@ -181,16 +203,22 @@ class _Contents:
         still = zero_modules(self.modules)
         if not still:
             return []
-        return [f"{len(still)} of {len(self.modules)} modules have an all-zero B A, no direction: {listing(still)}"]
+        where = ", ".join(compact(still))
+        return [f"{len(still)} of {len(self.modules)} modules have an all-zero B A, no direction: {where}"]
 
-    def _refuse(self, faults: Sequence[str]) -> None:
-        """Raise once for all faults of a file."""
-        if faults:
-            raise UnsupportedAdapterError(f"{self._file}: {listing(faults, '; ', self._shown)}")
+    def _refuse(self, faults: Sequence[tuple[str, str]]) -> None:
+        """Raise once for all faults of a file, given by module; the layers that share one are named together."""
+        if not faults:
+            return
+        modules: dict[str, list[str]] = {}
+        for module, fault in faults:
+            modules.setdefault(fault, []).append(module)
+        lines = [f"{name} {fault}" for fault, names in modules.items() for name in compact(names)]
+        raise UnsupportedAdapterError(f"{self._file}: {listing(lines, '; ', self._shown)}", lines)
 
 
 def zero_modules(modules: Mapping[str, LoraFactors]) -> list[str]:
-    """Modules whose B A is zero because a factor is.
+    """Modules whose scaled B A is zero because a factor is.
 
     Args:
         modules (Mapping[str, LoraFactors]): factors by module.
@@ -198,18 +226,18 @@ def zero_modules(modules: Mapping[str, LoraFactors]) -> list[str]:
     Returns:
         list[str]: in order.
     """
-    return [name for name, each in modules.items() if not (each.A.any() and each.B.any())]
+    return [name for name, each in modules.items() if not (each.scaling and each.A.any() and each.B.any())]
 
 
-def _value_faults(modules: Mapping[str, LoraFactors], saved: Mapping[str, SavedParameter]) -> Iterator[str]:
-    """NaN and infinite values, per module and parameter."""
+def _value_faults(modules: Mapping[str, LoraFactors], saved: Mapping[str, SavedParameter]) -> Iterator[tuple[str, str]]:
+    """NaN and infinite values, by module and parameter."""
     for module, factors in modules.items():
         for what, tensor in factors.tensors.items():
             if not _is_finite(tensor):
-                yield f"{module} has NaN or infinite values in {what if len(what) > 1 else f'lora_{what}'}"
+                yield module, f"has NaN or infinite values in {what if len(what) > 1 else f'lora_{what}'}"
     for path, parameter in saved.items():
         if not _is_finite(parameter.value):
-            yield f"{path} has NaN or infinite values"
+            yield path, "has NaN or infinite values"
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

@@ -111,6 +111,9 @@ def _by_gram(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray] | No
     With ``B^T B = X X^T``, ``(B A)^T (B A) = (X^T A)^T (X^T A)``: the squared values are the eigenvalues of
     ``X^T A A^T X``, and ``A^T X w / sigma_1`` the right singular vector, w the leading eigenvector.
     """
+    if A.shape[0] > max(A.shape[1], B.shape[0]):
+        # The Gram matrices would be larger than the factors, without bound: a rank of 100,000 fits into a small file.
+        return None
     kept = min(A.shape[0], A.shape[1], B.shape[0])
     gram_A, gram_B = _gram(A.T), _gram(B)
     shares, turned = np.linalg.eigh(gram_B)

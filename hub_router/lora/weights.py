@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import pickle
 import pickletools
 import re
 import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,22 @@ from hub_router.errors import UnsupportedAdapterError
 from hub_router.formats import BIN_FILE, MLX_FILE, SAFETENSORS_FILE
 from hub_router.lora.config import Kind
 from hub_router.lora.formats import describe_file, describe_folder
+from hub_router.lora.text import escaped
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 MAX_INDEX_BYTES = 16_000_000
+MAX_TENSORS = 250_000
+MAX_DIMENSIONS = 8
 
 _SHARD = re.compile(r"adapter_model-\d+-of-\d+\.(?:safetensors|bin)")
 _MAX_PICKLE = 1 << 24
-_BLOCKED_GLOBAL = re.compile(r"GLOBAL (\S+)")
+# All that a dictionary of tensors asks for. What torch.load allows beside these makes tensors of memory that nobody
+# wrote to, takes as much memory as a number says, or gives tensors other methods.
+_IMPORTS = re.compile(
+    r"collections\.OrderedDict|torch\.(?:\w+Storage|Size|serialization\._get_layout"
+    r"|_utils\._rebuild_(?:tensor_v2|parameter|sparse_tensor))"
+)
 
 
 def find_weights(folder: Path, kind: Kind) -> tuple[Path, ...]:
@@ -113,8 +121,8 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         dict[str, torch.Tensor]: tensors by stored name, in file order.
 
     Raises:
-        UnsupportedAdapterError: the file is not what its name says, asks for more than tensors, or holds tensors
-            that are not dense floating-point data.
+        UnsupportedAdapterError: the file is not what its name says, asks for more than tensors, holds more than
+            ``MAX_TENSORS``, or such that are not dense floating-point data of its own.
     """
     what = describe_file(path)
     if what:
@@ -124,6 +132,10 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UnsupportedAdapterError(f"{path.name} holds no tensors")
     for name, tensor in tensors.items():
         _check_dense(path, name, tensor)
+    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors.values())}
+    claimed, size = sum(storage.nbytes() for storage in storages.values()), path.stat().st_size
+    if claimed > size:
+        raise UnsupportedAdapterError(f"{path.name} has {size} bytes, but its tensors claim {claimed}")
     return tensors
 
 
@@ -158,7 +170,9 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a safetensors file; pages are read when a tensor is used."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            names = file.keys()
+            _check_count(path, len(names))
+            return {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise UnsupportedAdapterError(f"{path.name} is no usable safetensors file: {_line(error)}") from error
 
@@ -170,33 +184,38 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         if archive:
             _check_archive(path)
+        _check_imports(path, archive)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except UnsupportedAdapterError:
         raise
     except Exception as error:
-        wanted = _BLOCKED_GLOBAL.findall(str(error)) or _foreign_globals(path, archive)
-        if wanted:
-            reason = f"{path.name} is a pickle that asks for {', '.join(sorted(set(wanted))[:3])}: not loaded"
-        else:
-            reason = f"{path.name} is no usable torch file: {_line(error)}"
-        raise UnsupportedAdapterError(reason) from error
-    if not isinstance(loaded, Mapping):
+        raise UnsupportedAdapterError(f"{path.name} is no usable torch file: {_line(error)}") from error
+    if not isinstance(loaded, dict):
         raise UnsupportedAdapterError(f"{path.name} holds a {type(loaded).__name__}, expected a dictionary of tensors")
     return _tensors_of(path, loaded)
 
 
-def _tensors_of(path: Path, loaded: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+def _tensors_of(path: Path, loaded: dict[Any, Any]) -> dict[str, torch.Tensor]:
     """The loaded dictionary, every entry a named tensor."""
+    _check_count(path, len(loaded))
+    # Not loaded.items(): a pickle may put anything into the attributes of an ordered dictionary.
+    entries = dict.items(loaded)
     wrong = [
         f"{str(name)[:80]!r}: {type(value).__name__}"
-        for name, value in loaded.items()
+        for name, value in entries
         if not (isinstance(name, str) and isinstance(value, torch.Tensor))
     ]
     if wrong:
         raise UnsupportedAdapterError(
             f"{path.name}: {len(wrong)} entries are no named tensors, the first is {wrong[0]}"
         )
-    return {name: tensor.detach() for name, tensor in loaded.items()}
+    return {name: tensor.detach() for name, tensor in entries}
+
+
+def _check_count(path: Path, tensors: int) -> None:
+    """Refuse more tensors than can be handled within reasonable time and memory."""
+    if tensors > MAX_TENSORS:
+        raise UnsupportedAdapterError(f"{path.name} holds {tensors} tensors, expected at most {MAX_TENSORS}")
 
 
 def _check_archive(path: Path) -> None:
@@ -211,7 +230,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_dense(path: Path, name: str, tensor: torch.Tensor) -> None:
-    """Refuse what arithmetic over all elements could not read: sparse, expanded, empty or integer tensors."""
+    """Refuse what arithmetic over all elements could not read: sparse, expanded or integer tensors."""
     where = f"{path.name}: {name[:200]!r}"
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         raise UnsupportedAdapterError(f"{where} is a {tensor.layout} tensor on {tensor.device}, expected a dense one")
@@ -219,60 +238,69 @@ def _check_dense(path: Path, name: str, tensor: torch.Tensor) -> None:
         expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         got = str(tensor.dtype).removeprefix("torch.")
         raise UnsupportedAdapterError(f"{where} has dtype {got}, expected one of {expected}")
-    if tensor.numel() == 0:
-        raise UnsupportedAdapterError(f"{where} is empty (shape {tuple(tensor.shape)}), a shard was not gathered")
+    if tensor.ndim > MAX_DIMENSIONS:
+        raise UnsupportedAdapterError(f"{where} has {tensor.ndim} dimensions, expected at most {MAX_DIMENSIONS}")
     # A pickle may declare strides of zero: a few stored bytes that claim to be a matrix of any size.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise UnsupportedAdapterError(f"{where} claims shape {tuple(tensor.shape)} but stores fewer elements")
 
 
-def _foreign_globals(path: Path, archive: bool) -> list[str]:
-    """Importable names in a pickle that are neither torch's nor containers, found without executing it."""
-    stream = io.BytesIO(_pickle_bytes(path, archive))
-    # A torch file from before zip archives is several pickles in a row, the tensors' being the fourth.
-    found = [name for _ in range(1 if archive else 5) for name in _globals_in(stream)]
-    return [name for name in found if not name.startswith(("torch.", "collections.OrderedDict"))]
-
-
-def _pickle_bytes(path: Path, archive: bool) -> bytes:
-    """The start of the pickle in a torch file; nothing where the archive is too damaged to say."""
-    if not archive:
-        with path.open("rb") as file:
-            return file.read(_MAX_PICKLE)
+def _check_imports(path: Path, archive: bool) -> None:
+    """Refuse a pickle that asks for more than a dictionary of tensors needs; it is read, not executed."""
+    found: list[str] = []
+    broken = None
     try:
-        with zipfile.ZipFile(path) as file:
-            name = next(entry for entry in file.namelist() if entry.endswith("data.pkl"))
-            with file.open(name) as member:
-                return member.read(_MAX_PICKLE)
-    except (zipfile.BadZipFile, zlib.error, EOFError, StopIteration, ValueError, RuntimeError, OSError):
-        return b""
+        for stream in _pickles(path, archive):
+            for name in _globals_in(stream):
+                found.append(name)
+    except (ValueError, pickle.UnpicklingError) as error:
+        broken = error
+    foreign = sorted(escaped(name) for name in set(found) if not _IMPORTS.fullmatch(name))
+    if foreign:
+        raise UnsupportedAdapterError(f"{path.name} is a pickle that asks for {', '.join(foreign[:3])}: not loaded")
+    if broken:
+        raise UnsupportedAdapterError(f"{path.name} is no usable torch file: {_line(broken)}") from broken
+
+
+def _pickles(path: Path, archive: bool) -> Iterator[io.BytesIO]:
+    """Every pickle in a torch file that may be the tensors'."""
+    if not archive:
+        # A torch file from before zip archives is five pickles in a row, the tensors' being the fourth.
+        with path.open("rb") as file:
+            yield from itertools.repeat(io.BytesIO(file.read(_MAX_PICKLE)), 5)
+        return
+    with zipfile.ZipFile(path) as members:
+        # torch finds its own without regard to case.
+        for entry in members.infolist():
+            if entry.filename.lower().endswith("data.pkl"):
+                if entry.file_size > _MAX_PICKLE:
+                    raise UnsupportedAdapterError(
+                        f"{path.name}: its pickle has {entry.file_size} bytes, expected at most {_MAX_PICKLE}"
+                    )
+                yield io.BytesIO(members.read(entry))
 
 
 def _globals_in(stream: io.BytesIO) -> Iterator[str]:
-    """``module.name`` of each import in the pickle at the stream's place, up to where it stops being one."""
+    """``module.name`` of each import in the pickle at the stream's place; ValueError where it stops being one."""
     texts: list[str] = []
     memo: dict[object, str] = {}
-    try:
-        for opcode, argument, _ in pickletools.genops(stream):
-            if opcode.name in ("GLOBAL", "INST"):
-                yield str(argument).replace(" ", ".")
-            elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
-                yield ".".join(texts[-2:])
-            elif opcode.name == "MEMOIZE":
-                memo[len(memo)] = texts[-1] if texts else ""
-            elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and texts:
-                memo[argument] = texts[-1]
-            elif opcode.name in ("BINGET", "LONG_BINGET", "GET") and argument in memo:
-                texts.append(memo[argument])
-            elif isinstance(argument, str):
-                texts.append(argument)
-    except (ValueError, pickle.UnpicklingError):
-        return
+    for opcode, argument, _ in pickletools.genops(stream):
+        if opcode.name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
+            yield ".".join(texts[-2:])
+        elif opcode.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1] if texts else ""
+        elif opcode.name in ("BINPUT", "LONG_BINPUT", "PUT") and texts:
+            memo[argument] = texts[-1]
+        elif opcode.name in ("BINGET", "LONG_BINGET", "GET") and argument in memo:
+            texts.append(memo[argument])
+        elif isinstance(argument, str):
+            texts.append(argument)
 
 
 def _line(error: BaseException) -> str:
     """The message of a foreign error: its last informative line, bounded."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith(("Check the documentation", "Weights only load failed"))]
-    text = lines[-1] if lines else type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
+    return escaped(lines[-1] if lines else type(error).__name__, 200)

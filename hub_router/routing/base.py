@@ -52,12 +52,15 @@ class Prepared:
         tensors (Mapping[str, torch.Tensor]): the method's own state, handed back to ``route``.
         merge (str): ``outputs``: sum_e w_e B_e A_e x; ``factors``: (sum_e w_e B_e) (sum_f w_f A_f) x.
         own_factors (bool): whether the bank's factors are the method's and not the adapters' as they were read.
+        gains (torch.Tensor | None): DoRA's gain of every candidate ``(C, D_out)``, 1 for plain LoRA; set where it was
+            computed before, from base weights that may have been rounded since.
     """
 
     bank: ModuleBank
     tensors: Mapping[str, torch.Tensor]
     merge: Merge = "outputs"
     own_factors: bool = False
+    gains: torch.Tensor | None = None
 
 
 class Router(Protocol):

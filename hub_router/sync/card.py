@@ -21,6 +21,7 @@ from hub_router.sync.text import is_storable
 CARD_BYTES = 1_000_000
 FRONT_MATTER_CHARACTERS = 50_000
 PROSE_CHARACTERS = 32_000
+FAULT_CHARACTERS = 200
 LABEL_CHARACTERS = 512
 LABELS = 200
 WIDGET_EXAMPLES = 100
@@ -167,9 +168,10 @@ def clean_prose(text: str) -> str:
         level = _level(line)
         if level > 1:
             # Headings wait for text below them; one of the same or a higher level shows that they had none.
-            headings = [*(waiting for waiting in headings if _level(waiting) < level), "", line.rstrip()]
+            headings = [*(waiting for waiting in headings if _level(waiting) < level), line.rstrip()]
         elif not _UNFILLED.search(line.strip()) and (line.strip() or not headings):
-            kept += [*headings, *([""] if headings else []), line.rstrip()]
+            kept += [part for heading in headings for part in ("", heading)]
+            kept += [*([""] if headings else []), line.rstrip()]
             headings = []
     prose = re.sub(r"\n{3,}", "\n\n", "\n".join(kept)).replace(" [optional]", "")
     return prose.strip()[:PROSE_CHARACTERS]
@@ -187,9 +189,10 @@ def _front_matter(text: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     try:
         fault = _hostile(text)
         meta = None if fault else yaml.safe_load(text)
-    # ValueError: impossible dates; the others come from keys and tags of wrong types.
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
-        fault = str(error).splitlines()[0]
+    # What PyYAML lets through: impossible dates and numbers, keys and tags of wrong types, scalars that are not of the
+    # type that their tag states.
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        fault = (str(error).splitlines() or [type(error).__name__])[0][:FAULT_CHARACTERS]
     if fault:
         return {}, (f"card metadata ignored: {fault}",)
     if meta is not None and not isinstance(meta, dict):
@@ -246,7 +249,7 @@ def _base_tags(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def _labels(value: object) -> tuple[str, ...]:
-    """Texts of a scalar or list, each once; values of other types are left out."""
+    """Texts of a scalar or list, each once and on one line; values of other types are left out."""
     entries = value if isinstance(value, list) else [value]
-    texts = (entry.strip() for entry in entries if isinstance(entry, str) and is_storable(entry))
+    texts = (" ".join(entry.split()) for entry in entries if isinstance(entry, str) and is_storable(entry))
     return tuple(dict.fromkeys(text for text in texts if 0 < len(text) <= LABEL_CHARACTERS))[:LABELS]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hub_router.errors import HubError, MissingError
@@ -16,6 +16,9 @@ from hub_router.sync.discover import NEWEST, AdapterFolder, find_adapters, is_wi
 from hub_router.sync.download import download_adapter
 from hub_router.sync.hubrecords import RepoInfo, TreeFile
 from hub_router.sync.plan import Wanted
+from hub_router.sync.text import plain
+
+_SHOWN = 80
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Contents:
     Args:
         tree (Mapping[str, TreeFile]): every file, by path.
         folders (tuple[AdapterFolder, ...]): adapters in the folders asked for.
-        unsafe (int): number of paths that would leave the repository's folder; they are never touched.
+        unsafe (int): number of paths that would leave the repository's folder or cannot be kept; never touched.
     """
 
     tree: Mapping[str, TreeFile]
@@ -68,7 +71,11 @@ def look(
     first = next((path for folder in folders for path in folder.files), None)
     if info.gated and first is not None:
         client.check_access(info.id, info.sha, first)
-    return Contents(tree, folders, len(unsafe_paths(sizes)))
+    unsafe = unsafe_paths(sizes)
+    if unsafe:
+        note = f"{len(unsafe)} unsafe paths of the repository ignored, such as {plain(unsafe[0])[:_SHOWN]!r}"
+        folders = tuple(replace(folder, notes=(*folder.notes, note)) for folder in folders)
+    return Contents(tree, folders, len(unsafe))
 
 
 def check_access(client: HubClient, info: RepoInfo, adapters: Sequence[KnownAdapter]) -> None:

@@ -15,7 +15,11 @@ from hub_router.sync.card import CARD_BYTES, Card, merge_cards, parse_card, with
 from hub_router.sync.discover import CARD, AdapterFolder
 from hub_router.sync.download import HashedFile
 from hub_router.sync.samples import read_samples
-from hub_router.sync.text import is_storable, storable
+from hub_router.sync.text import is_storable, plain, storable
+
+# Faults of one adapter, by module, that the catalog keeps, and characters of each and of any other line.
+MAX_FAULTS = 1_000
+LINE_CHARACTERS = 2_000
 
 Inspect = Callable[[Path], AdapterFacts]
 
@@ -58,11 +62,13 @@ def describe(
     found, notes = read_samples(path)
     merged, cut = merge_samples([found, samples, widget])
     reason, facts = "", None
+    faults: tuple[str, ...] = ()
     try:
         facts = _storable_facts(inspect(path))
     except UnsupportedAdapterError as error:
         # The status says that much already.
-        reason = storable(str(error).removeprefix("unsupported: "))
+        reason = _line(str(error).removeprefix("unsupported: "))
+        faults = tuple(_line(fault) for fault in error.faults[:MAX_FAULTS])
     said = Statements(facts.base_model if facts else None, card.base_models, card.base_tags, base_model)
     return AdapterFields(
         subfolder=folder.subfolder,
@@ -75,7 +81,7 @@ def describe(
         tags=card.tags,
         datasets=card.datasets,
         card_text="\n\n".join(text for text in (f"Task: {task}" if task else "", card.prose) if text),
-        notes=(*((folder.skipped,) if folder.skipped else ()), *folder.notes, *card.notes, *notes, *cut),
+        notes=(*((folder.skipped,) if folder.skipped else ()), *folder.notes, *faults, *card.notes, *notes, *cut),
         files=tuple(FileFields(file.path, file.size, file.sha256, file.hub_hash) for file in files),
         samples=merged,
     )
@@ -100,8 +106,15 @@ def _card(location: Path) -> Card:
 
 
 def _storable_facts(facts: AdapterFacts) -> AdapterFacts:
-    """The facts, if a database can hold their texts."""
+    """The facts, if a database can hold their texts, each of which is one line."""
     strange = [module.name for module in facts.modules if not is_storable(module.name)]
     if strange:
         raise UnsupportedAdapterError(f"{len(strange)} module names cannot be stored, such as {strange[0]!r}")
-    return replace(facts, base_model=storable(facts.base_model)[:1024] if facts.base_model else None)
+    base_model = plain(storable(facts.base_model))[:1024] if facts.base_model else None
+    return replace(facts, base_model=base_model, notes=tuple(_line(note) for note in facts.notes))
+
+
+def _line(text: str) -> str:
+    """A text about a stranger's file as one line of bounded length."""
+    line = plain(text[:LINE_CHARACTERS])
+    return line if len(line) <= LINE_CHARACTERS and len(text) <= LINE_CHARACTERS else f"{line[: LINE_CHARACTERS - 1]}…"

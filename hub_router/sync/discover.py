@@ -85,7 +85,7 @@ def is_within(folder: str, top: str) -> bool:
 
 
 def unsafe_paths(sizes: Mapping[str, int]) -> list[str]:
-    """Paths that would leave the folder they are relative to."""
+    """Paths that would leave the folder they are relative to, or that cannot be kept in it."""
     return [path for path in sizes if not is_safe_path(path)]
 
 

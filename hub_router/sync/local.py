@@ -16,8 +16,11 @@ from pathlib import Path
 from hub_router.errors import MissingError, UnsupportedAdapterError
 from hub_router.sync.discover import CONFIG, CONFIG_BYTES, NEWEST, AdapterFolder, find_adapters
 from hub_router.sync.download import HashedFile, hash_file
+from hub_router.sync.targets import MAX_PATH, is_safe_path
+from hub_router.sync.text import plain
 
 MAX_FILES = 100_000
+_SHOWN = 200
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ def scan(top: Path, checkpoints: str = NEWEST) -> list[LocalAdapter]:
         checkpoints (str): ``newest`` or ``all`` of the folders ``checkpoint-N`` that stand for one adapter.
 
     Returns:
-        list[LocalAdapter]: by path, may be empty; those whose files leave the folder by a link come with a problem.
+        list[LocalAdapter]: by path, may be empty; those whose files leave the folder by a link come with a problem, and
+            so do those whose path cannot be kept, under a path with escapes.
 
     Raises:
         MissingError: there is no such folder.
@@ -45,8 +49,8 @@ def scan(top: Path, checkpoints: str = NEWEST) -> list[LocalAdapter]:
     """
     if not top.is_dir():
         raise MissingError(f"no folder {top}")
-    sizes, outside = _walk(top)
-    found = []
+    sizes, outside, unfit = _walk(top)
+    found = [_unfit(top, folder) for folder in unfit]
     for folder in find_adapters(sizes, checkpoints=checkpoints):
         prefix = f"{folder.subfolder}/" if folder.subfolder else ""
         # Cards of parent folders are left out: the adapter is the same whichever folder above it was asked for.
@@ -85,6 +89,15 @@ def _config_fault(location: Path) -> str:
     return ""
 
 
+def _unfit(top: Path, folder: str) -> LocalAdapter:
+    """What the catalog holds of a folder that it cannot hold."""
+    problem = (
+        f"the path of this folder within {top} has control characters, a backslash, a drive letter or more than "
+        f"{MAX_PATH} characters; rename it, or name a folder further down"
+    )
+    return LocalAdapter(top / plain(folder)[:_SHOWN], AdapterFolder("", (), problem))
+
+
 def _digest(files: Sequence[HashedFile]) -> str:
     digest = hashlib.sha256()
     for file in sorted(files, key=lambda file: file.path):
@@ -92,29 +105,54 @@ def _digest(files: Sequence[HashedFile]) -> str:
     return digest.hexdigest()
 
 
-def _walk(top: Path) -> tuple[dict[str, int], set[str]]:
-    """Size of every file by its path from the top, and the files that are links to somewhere else."""
+def _walk(top: Path) -> tuple[dict[str, int], set[str], list[str]]:
+    """Size of every file by its path from the top, files that are links to somewhere else, and unfit folders.
+
+    A folder is unfit where its path cannot be kept; there it counts if it is an adapter or too deep to look into.
+    """
     sizes: dict[str, int] = {}
     outside: set[str] = set()
-    home = _home(top)
-    for root, folders, names in os.walk(top, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        place = Path(root)
-        for name in names:
-            location = place / name
-            path = location.relative_to(top).as_posix()
-            try:
-                info = location.stat()
-            except FileNotFoundError:
-                continue
-            if not stat.S_ISREG(info.st_mode):
-                continue
-            sizes[path] = info.st_size
-            if location.is_symlink() and not location.resolve().is_relative_to(home):
-                outside.add(path)
-        if len(sizes) > MAX_FILES:
-            raise UnsupportedAdapterError(f"{top} holds more than {MAX_FILES} files; name a folder further down")
-    return sizes, outside
+    unfit: list[str] = []
+    home, seen, folders = _home(top), 0, [""]
+    # Not os.walk, which calls itself once per level.
+    while folders:
+        place = folders.pop()
+        with os.scandir(top / place) as entries:
+            for entry in entries:
+                seen += 1
+                if seen > MAX_FILES:
+                    raise UnsupportedAdapterError(
+                        f"{top} holds more than {MAX_FILES} files; name a folder further down"
+                    )
+                path = f"{place}/{entry.name}" if place else entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    if len(path) > MAX_PATH:
+                        unfit.append(path)
+                    elif not entry.name.startswith("."):
+                        folders.append(path)
+                elif (size := _size(entry)) is None:
+                    continue
+                elif is_safe_path(path):
+                    sizes[path] = size
+                    if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(home):
+                        outside.add(path)
+                elif entry.name == CONFIG:
+                    unfit.append(place)
+    return sizes, outside, unfit
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes of a file; None for what is none: a pipe, a device, a link that leads to no file or nowhere."""
+    try:
+        info = entry.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        # Such as a link to itself.
+        if entry.is_symlink():
+            return None
+        raise
+    return info.st_size if stat.S_ISREG(info.st_mode) else None
 
 
 def _home(top: Path) -> Path:
@@ -123,7 +161,3 @@ def _home(top: Path) -> Path:
         if parent.name == "snapshots" and parent.parent.name.startswith("models--"):
             return parent.parent
     return top
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -17,6 +17,8 @@ from hub_router.sync.text import is_storable, storable
 
 SPLITS = {"samples.jsonl": "sample", "test.jsonl": "test"}
 SAMPLE_FILE_BYTES = 32_000_000
+# A stranger's file with so many lines that are no samples is not read further.
+SAMPLE_FILE_FAULTS = 10_000
 TEXT_CHARACTERS = 20_000
 _ORIGIN_CHARACTERS = 255
 
@@ -73,10 +75,12 @@ def read_samples(folder: Path) -> tuple[tuple[Sample, ...], tuple[str, ...]]:
             notes.append(f"{name} ignored: {path.stat().st_size} bytes, at most {SAMPLE_FILE_BYTES} are read")
             continue
         faults: list[tuple[int, str]] = []
-        found, left_out = choose(_parsed(path, split, name, Fields(), faults), SAMPLES_PER_SPLIT)
+        lines = _parsed(path, split, name, Fields(), faults, SAMPLE_FILE_FAULTS)
+        found, left_out = choose(lines, SAMPLES_PER_SPLIT)
         samples += found
         if faults:
-            notes.append(f"{len(faults)} lines of {name} left out (line {faults[0][0]}: {faults[0][1]})")
+            rest = "; the lines after these were not read" if len(faults) == SAMPLE_FILE_FAULTS else ""
+            notes.append(f"{len(faults)} lines of {name} left out (line {faults[0][0]}: {faults[0][1]}){rest}")
         if left_out:
             notes.append(
                 f"{name}: {left_out} samples left out, {SAMPLES_PER_SPLIT} kept whose inputs have the smallest sha256"
@@ -148,8 +152,10 @@ def text_fault(text: str, output: str) -> str:
     return ""
 
 
-def _parsed(path: Path, split: str, origin: str, fields: Fields, faults: list[tuple[int, str]]) -> Iterator[Sample]:
-    """The samples of a file; lines that are none go to ``faults`` as (number, reason)."""
+def _parsed(
+    path: Path, split: str, origin: str, fields: Fields, faults: list[tuple[int, str]], most: int | None = None
+) -> Iterator[Sample]:
+    """The samples of a file; lines that are none go to ``faults`` as (number, reason), until there are ``most``."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -157,6 +163,8 @@ def _parsed(path: Path, split: str, origin: str, fields: Fields, faults: list[tu
             found = _texts(line, fields)
             if isinstance(found, str):
                 faults.append((number, found))
+                if len(faults) == most:
+                    return
             else:
                 yield Sample(*found, split, origin)
 

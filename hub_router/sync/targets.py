@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hub_router.errors import SettingsError
+from hub_router.sync.text import is_plain
 
 # One part of a repository id, as the Hub allows it.
 _PART = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_](?:[\w.-]{0,94}[\w-])?", re.ASCII)
+# What the catalog holds of a path, and what file systems hold of a name, in bytes.
+MAX_PATH = 1000
+_MAX_NAME = 255
 _EXPECTED = "expected owner/repo, owner/repo/subfolder, owner/repo@revision or an existing folder"
 
 
@@ -47,14 +51,14 @@ def is_repo_id(text: str) -> bool:
 
 
 def is_safe_path(path: str) -> bool:
-    """Whether a path from outside stays inside the folder it is relative to, on every platform.
+    """Whether a path from outside stays inside the folder it is relative to, on every platform, and can be kept.
 
     Args:
         path (str): ``/``-separated path of a file in a repository or of a subfolder.
     """
-    parts = path.split("/")
-    plain = "\\" not in path and "\0" not in path and not re.match(r"[A-Za-z]:", path)
-    return plain and all(part not in ("", ".", "..") for part in parts)
+    if "\\" in path or re.match(r"[A-Za-z]:", path) or len(path) > MAX_PATH or not is_plain(path):
+        return False
+    return all(part not in ("", ".", "..") and len(part.encode()) <= _MAX_NAME for part in path.split("/"))
 
 
 def parse_target(given: str | Path, revision: str | None = None) -> Target:
@@ -74,11 +78,18 @@ def parse_target(given: str | Path, revision: str | None = None) -> Target:
     looks_local = isinstance(given, Path) or text.startswith((".", "~")) or Path(text).is_absolute()
     try:
         if text and (looks_local or Path(text).is_dir()):
-            return LocalTarget(Path(text).expanduser().resolve())
+            return LocalTarget(_plain(Path(text).expanduser().resolve()))
     # A name longer than the file system allows, an unknown ~user, a NUL character.
     except (OSError, RuntimeError, ValueError) as error:
         raise SettingsError(f"target {text!r} cannot be a folder: {error}; {_EXPECTED}") from error
     return parse_repo(text, revision)
+
+
+def _plain(path: Path) -> Path:
+    """The path, if it can be shown and stored."""
+    if not is_plain(str(path)):
+        raise ValueError("its path holds control characters or bytes that are no UTF-8, rename it")
+    return path
 
 
 def parse_repo(text: str, revision: str | None = None) -> HubTarget:

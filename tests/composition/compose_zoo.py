@@ -98,7 +98,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             feed_forward_proj="gated-gelu", decoder_start_token_id=0, bos_token_id=None,
         ),
         ["q", "k", "v", "o", "wi_0", "wi_1", "wo"],
-        "shared",
+        "embed_tokens",
     ),
     "mamba": Architecture(build("Mamba", **_MAMBA), ["in_proj", "x_proj"], "embeddings"),
     "falcon_mamba": Architecture(build("FalconMamba", **_MAMBA), ["in_proj", "x_proj"], "embeddings"),

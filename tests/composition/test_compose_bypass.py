@@ -44,7 +44,9 @@ def test_no_other_architecture_reads_past_its_linear_maps(name: str) -> None:
     model = ARCHITECTURES[name].make(0)
     names = [path for path, module in model.named_modules() if hasattr(module, "weight") and module.weight.ndim == 2]
     assert len(names) > 8
-    assert bypassed(model, names) == {}
+    # T5's own table is called only by its encoder and decoder, which hold tied copies of it.
+    idle = {"shared": "the model never calls it, only others that share its weight, so the adapter would do nothing"}
+    assert bypassed(model, names) == (idle if name == "t5" else {})
 
 
 class Shortcut(nn.Module):

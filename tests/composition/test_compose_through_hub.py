@@ -32,7 +32,7 @@ def adapters(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     configs = {
         "plain": lora(["q", "v"]),
         "dora": lora(["q", "wo"], use_dora=True),
-        "tokens": lora(["shared", "q"]),
+        "tokens": lora(["embed_tokens", "q"]),
     }
     folders = {}
     for seed, (name, config) in enumerate(configs.items()):

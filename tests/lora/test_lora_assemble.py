@@ -78,7 +78,8 @@ def test_mlx_is_transposed(tmp_path: Path, dora: bool) -> None:
     a, b, table, out = randn(5, 3), randn(3, 4, seed=1), randn(7, 3, seed=2), randn(3, 5, seed=3)
     tensors = {"m.0.q.lora_a": a, "m.0.q.lora_b": b, "m.embed_tokens.lora_a": table, "m.embed_tokens.lora_b": out}
     if dora:
-        tensors |= {"m.0.q.m": randn(4, seed=4).abs(), "m.embed_tokens.m": randn(5, seed=5).abs()}
+        tensors |= {"m.0.q.m": randn(4, seed=4).abs()}
+        del tensors["m.embed_tokens.lora_a"], tensors["m.embed_tokens.lora_b"]
     save_file(tensors, tmp_path / "adapters.safetensors")
     fields = {"model": "org/base", "lora_parameters": {"rank": 3, "scale": 20.0}, "num_layers": 1}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields | {"fine_tune_type": "dora" if dora else "lora"}))
@@ -86,11 +87,53 @@ def test_mlx_is_transposed(tmp_path: Path, dora: bool) -> None:
     x = randn(5, seed=6)
     found = adapter.modules["m.0.q"]
     assert torch.allclose(found.scaling * found.B @ (found.A @ x), 20.0 * (x @ a) @ b, atol=1e-4)
-    looked_up = adapter.modules["m.embed_tokens"]
-    assert (looked_up.lookup, looked_up.d_in, looked_up.d_out) == (True, 7, 5)
-    assert torch.allclose(looked_up.B @ looked_up.A[:, 4], table[4] @ out, atol=1e-5)
+    if not dora:
+        looked_up = adapter.modules["m.embed_tokens"]
+        assert (looked_up.lookup, looked_up.d_in, looked_up.d_out) == (True, 7, 5)
+        assert torch.allclose(looked_up.B @ looked_up.A[:, 4], table[4] @ out, atol=1e-5)
     assert (found.magnitude is not None) == dora
     assert (adapter.base_model, inspect(tmp_path).weight_files) == ("org/base", ("adapters.safetensors",))
+
+
+def test_mlx_dora_of_an_embedding_is_another_function(tmp_path: Path) -> None:
+    tensors = {"m.embed_tokens.lora_a": randn(7, 3), "m.embed_tokens.lora_b": randn(3, 5), "m.embed_tokens.m": randn(7)}
+    save_file(tensors, tmp_path / "adapters.safetensors")
+    fields = {"model": "m", "fine_tune_type": "dora", "lora_parameters": {"rank": 3, "scale": 20.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    assert "m.embed_tokens is DoRA on an embedding by MLX-LM" in refusal(tmp_path)
+
+
+def test_adalora_pruned_to_nothing_in_a_module(tmp_path: Path) -> None:
+    tensors = {f"{PREFIX}q.lora_A": randn(2, 5), f"{PREFIX}q.lora_B": randn(4, 2), f"{PREFIX}q.lora_E": randn(2, 1)}
+    tensors |= {f"{PREFIX}v.lora_A": randn(0, 5), f"{PREFIX}v.lora_B": randn(4, 0), f"{PREFIX}v.lora_E": randn(0, 1)}
+    adapter = read_adapter(write_adapter(tmp_path, tensors, PLAIN | {"peft_type": "ADALORA", "init_r": 4}))
+    assert list(adapter.modules) == ["q"]
+    assert "1 modules were pruned to rank 0: v" in adapter.notes
+    plain = {f"{PREFIX}v.lora_A.weight": randn(0, 5), f"{PREFIX}v.lora_B.weight": randn(4, 0)}
+    assert "is empty (shape (0, 5)), a shard was not gathered" in refusal(write_adapter(tmp_path / "b", plain))
+
+
+@pytest.mark.parametrize("kernel", [(3,), (3, 3), (3, 3, 3)])
+def test_convolutions_are_named(tmp_path: Path, kernel: tuple[int, ...]) -> None:
+    ones = (1,) * len(kernel)
+    tensors = {f"{PREFIX}c.lora_A.weight": randn(2, 5, *kernel), f"{PREFIX}c.lora_B.weight": randn(4, 2, *ones)}
+    assert "c is a convolution" in refusal(write_adapter(tmp_path, tensors))
+
+
+def test_a_trained_bias_beside_a_copied_weight_and_one_saved_twice(tmp_path: Path) -> None:
+    beside = {"q.base_layer.weight": torch.ones(3, 5), "q.base_layer.bias": torch.ones(3)}
+    tensors = factors("q") | {PREFIX + name: tensor for name, tensor in beside.items()}
+    trained = read_adapter(write_adapter(tmp_path / "trained", tensors, PLAIN | {"bias": "lora_only"}))
+    assert (list(trained.copies), list(trained.saved)) == (["q.weight"], ["q.bias"])
+    frozen = read_adapter(write_adapter(tmp_path / "frozen", tensors))
+    assert (list(frozen.copies), list(frozen.saved)) == (["q.bias", "q.weight"], [])
+    twice = {"classifier.bias": torch.zeros(2), "classifier.modules_to_save.bias": torch.ones(2)}
+    tensors = factors("q") | {PREFIX + name: tensor for name, tensor in twice.items()}
+    saved = read_adapter(write_adapter(tmp_path / "twice", tensors, PLAIN | {"bias": "all"})).saved
+    assert torch.equal(saved["classifier.bias"].value, torch.ones(2))
+    listed = read_adapter(write_adapter(tmp_path / "listed", factors(), PLAIN | {"modules_to_save": ["score"]}))
+    assert listed.not_stored == ("score",)
+    assert "modules_to_save names score, for which there are no tensors" in listed.notes
 
 
 def test_mlx_experts_are_refused(tmp_path: Path) -> None:

@@ -105,7 +105,11 @@ def test_what_is_saved_apart() -> None:
     assert is_saved_apart("base_model.model.lm_head.modules_to_save.default.weight", [])
     assert is_saved_apart("base_model.model.score.weight", [])
     assert is_saved_apart("base_model.model.model.embed_tokens.weight", ["embed_tokens"])
-    assert not is_saved_apart("base_model.model.model.embed_tokens.weight", ["tokens"])
+    # As PEFT finds them: by the end of a module's path, be it within a word.
+    assert is_saved_apart("base_model.model.generator_lm_head.weight", ["lm_head"])
+    assert is_saved_apart("base_model.model.model.embed_tokens.weight", ["tokens"])
+    assert is_saved_apart("base_model.model.decode_head.fuse.weight", ["decode_head"])
+    assert not is_saved_apart("base_model.model.model.embed_tokens.weight", ["embed"])
     assert not is_saved_apart("base_model.model.model.layers.0.self_attn.q_proj.bias", [])
     assert is_original("base_model.model.score.original_module.weight")
     assert parse_base("base_model.model.lm_head.base_layer.weight") == ("lm_head", "weight")

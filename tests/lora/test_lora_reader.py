@@ -168,7 +168,7 @@ def test_what_lies_beside_the_factors_is_kept_and_noted(tmp_path: Path) -> None:
     }
     alone = "applied only where this adapter is used alone"
     assert [note for note in adapter.notes if "alone" in note] == [
-        f"task head classifier.dense, score: {alone}",
+        f"task head score, classifier.dense: {alone}",
         f"2 trained biases (layers.0.q.bias, layers.1.mlp.bias): {alone}",
         f"saved parameters lm_head.weight, model.norm.weight: {alone}, or where they equal the base model's",
     ]
