@@ -15,20 +15,27 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from hub_router.errors import MissingError
 
+# Models that read text and answer with a head of their own: what their config declares is what was trained.
+_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
 
 def text_model_class(config: Any, reference: str) -> Any:
-    """The auto class that a text model of this config is loaded with.
+    """The class that a text model of this config is loaded with.
 
     Args:
         config (PretrainedConfig): of the base model.
         reference (str): folder or Hub id, for messages.
 
     Returns:
-        type: ``AutoModelForCausalLM`` or, for encoder-decoder models, ``AutoModelForSeq2SeqLM``.
+        type: ``AutoModelForCausalLM``, for encoder-decoder models ``AutoModelForSeq2SeqLM``, and the class itself of
+            a checkpoint that declares a classifier or question answerer.
 
     Raises:
         MissingError: transformers has neither for it.
     """
+    declared = next(iter(config.architectures or ()), "")
+    if declared.endswith(_HEADS) and hasattr(transformers, declared):
+        return getattr(transformers, declared)
     if getattr(config, "is_encoder_decoder", False) and type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         return AutoModelForSeq2SeqLM
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:

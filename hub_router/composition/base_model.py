@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -32,6 +33,7 @@ def load_model(
     device: torch.device | str | None = None,
     dtype: torch.dtype | str = "auto",
     revision: str | None = None,
+    kind: str | None = None,
 ) -> Any:
     """Load a language model, causal or encoder-decoder.
 
@@ -40,6 +42,7 @@ def load_model(
         device (torch.device | str | None): where to put the model; None leaves it on the CPU.
         dtype (torch.dtype | str): ``auto`` keeps the dtype that the checkpoint states.
         revision (str | None): commit on the Hub; None for the newest.
+        kind (str | None): transformers' class; None takes the one that fits the config.
 
     Returns:
         PreTrainedModel: in evaluation mode.
@@ -49,9 +52,9 @@ def load_model(
     """
     with loading(reference):
         config = AutoConfig.from_pretrained(reference, revision=revision or "main", trust_remote_code=False)
-    kind = text_model_class(config, reference)
+    chosen = getattr(transformers, kind or "", None) or text_model_class(config, reference)
     with loading(reference):
-        model = kind.from_pretrained(reference, dtype=dtype, revision=revision or "main", trust_remote_code=False)
+        model = chosen.from_pretrained(reference, dtype=dtype, revision=revision or "main", trust_remote_code=False)
     return model if device is None else model.to(device)
 
 

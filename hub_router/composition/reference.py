@@ -30,7 +30,8 @@ def describe_base(model: Any, folder: Path) -> dict[str, Any]:
         folder (Path): the composition's folder.
 
     Returns:
-        dict: ``reference`` (a folder, a Hub id, or ``base`` for the copy), ``revision``, ``dtype``, ``fingerprint``.
+        dict: ``reference`` (a folder, a Hub id, or ``base`` for the copy), ``revision``, ``dtype``, ``class``,
+        ``fingerprint``.
     """
     reference = str(getattr(model, "name_or_path", "") or "")
     revision = None
@@ -50,6 +51,7 @@ def describe_base(model: Any, folder: Path) -> dict[str, Any]:
         "revision": revision,
         "dtype": _short(widest),
         "dtypes": {name: _short(dtype) for name, dtype in dtypes.items() if dtype != widest},
+        "class": type(model).__name__,
         "fingerprint": fingerprint(model),
     }
 
@@ -80,7 +82,7 @@ def restore_base(
     reference = moved or entry["reference"] or str(folder / BUNDLED)
     revision = entry["revision"] if moved in (None, entry["reference"]) else None
     try:
-        model = load_model(reference, device, getattr(torch, entry["dtype"]), revision)
+        model = load_model(reference, device, getattr(torch, entry["dtype"]), revision, entry["class"])
     except MissingError as error:
         raise MissingError(f"{error}; where it moved, pass the base model as load(..., model=...)") from error
     for name, parameter in model.named_parameters():

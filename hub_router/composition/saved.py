@@ -117,7 +117,7 @@ class Replacement:
                 value = nn.Parameter(value, requires_grad=held.requires_grad)
             owners = [module] if parameter.apart else list(model.modules())
             for each in owners:
-                table = each._parameters if isinstance(held, nn.Parameter) else each._buffers
+                table: dict[str, Any] = each._parameters if isinstance(held, nn.Parameter) else each._buffers
                 names = [leaf] if parameter.apart else [name for name, tensor in table.items() if tensor is held]
                 self._places += [(table, name, held, value) for name in names]
         for table, name, _, value in self._places:

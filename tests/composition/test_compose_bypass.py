@@ -95,3 +95,53 @@ def test_a_model_that_cannot_run_without_weights_is_guarded(tmp_path: Path) -> N
     # The class of a live model need not be built from a config; then only the guard can tell.
     assert bypassed(Model(), ["block.map"]) == {}
     assert bypassed(llama(), ["model.layers.0.self_attn.q_proj"]) == {}
+
+
+def test_a_guarded_model_is_copied_pickled_and_used_by_threads() -> None:
+    import copy
+    import pickle
+    from concurrent.futures import ThreadPoolExecutor
+
+    model = ARCHITECTURES["mamba"].make(0)
+    name = "backbone.layers.1.mixer.x_proj"
+    routed = compose(model, {"a": adapter(model, name, "backbone.layers.0.mixer.in_proj")}, "uniform")
+    assert model.get_submodule("backbone.layers.1.mixer")._forward_pre_hooks
+    expected = logits(model)
+    assert torch.equal(logits(copy.deepcopy(model)), expected)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), expected)
+    with ThreadPoolExecutor(4) as threads:
+        assert all(torch.equal(each, expected) for each in threads.map(lambda _: logits(model), range(24)))
+    routed.detach()
+    assert not model.get_submodule("backbone.layers.1.mixer")._forward_pre_hooks
+
+
+class Pair(nn.Linear):
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x), x
+
+
+def test_a_map_that_gives_more_than_a_tensor_is_an_error() -> None:
+    model = nn.ModuleDict({"map": Pair(4, 4)})
+    compose(model, {"a": adapter(model, "map")}, "uniform")
+    with pytest.raises(RoutedStateError, match="module map: Pair gives a tuple, expected one tensor"):
+        model["map"](torch.ones(1, 4))
+
+
+def test_a_tower_that_text_alone_does_not_run_is_not_called_idle() -> None:
+    """A vision tower's position table is read past in places and called in others; text alone runs neither."""
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    class Both(nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.config = config
+            sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+            self.tower = SiglipVisionModel(SiglipVisionConfig(image_size=8, patch_size=4, **sizes))
+            self.head = nn.Linear(4, 4)
+
+        def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.zeros(1, 4, device=input_ids.device))
+
+    model = Both(None)
+    (name,) = [path for path, module in model.named_modules() if path.endswith("position_embedding")]
+    assert bypassed(model, [name]) == {}

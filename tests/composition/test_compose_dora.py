@@ -178,3 +178,30 @@ def test_arrow_on_an_embedding_scores_the_tokens_column() -> None:
 
 def _pairs(bank: ModuleBank) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return [(bank.A[part], bank.B[:, part]) for part in bank.slices]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["uniform", "spectr"])
+def test_rounded_after_composing_a_mix_is_still_saved_to_the_bit(
+    folders: dict[str, Path], method: str, tmp_path: Path
+) -> None:
+    # The gains were made from the weights before rounding, and cannot be made again from those that are saved.
+    routed = compose(llama(), folders, method)
+    routed.model.to(torch.bfloat16)
+    expected = logits(routed.model)
+    routed.save(tmp_path / "saved")
+    assert torch.equal(logits(RoutedModel.load(tmp_path / "saved").model), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+def test_compiled_mixes_are_compiled_once(folders: dict[str, Path]) -> None:
+    routed = compose(llama(), folders, "arrow", top_k=2)
+    expected = logits(routed.model)
+    torch._dynamo.reset()
+    compiled = torch.compile(routed.model, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        for _ in range(12):
+            got = compiled(input_ids=prompt_ids(2, 9)).logits
+    assert_close(got, expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -16,7 +16,7 @@ from transformers import LlamaForSequenceClassification
 from hub_router.composition.architecture import empty_model
 from hub_router.composition.build import compose
 from hub_router.composition.pool import check_pool, read_pool
-from hub_router.errors import IncompatibleAdaptersError
+from hub_router.errors import HubRouterError, IncompatibleAdaptersError, RoutedStateError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TARGETS = ["q_proj", "v_proj"]
@@ -170,3 +170,97 @@ def test_a_saved_composition_brings_them_along(embedding: Path, tmp_path: Path) 
     again = RoutedModel.load(tmp_path / "saved")
     assert torch.equal(logits(again.model), expected)
     assert torch.equal(logits(again.detach()), logits(llama()))
+
+
+def test_a_classifier_is_saved_and_loaded_as_the_class_that_it_is(head: Path, tmp_path: Path) -> None:
+    from hub_router.composition.routed import RoutedModel
+
+    routed = compose(classifier(), {"head": head}, "single", adapter="head")
+    expected = logits(routed.model)
+    routed.save(tmp_path / "saved")
+    again = RoutedModel.load(tmp_path / "saved")
+    assert type(again.model).__name__ == "LlamaForSequenceClassification"
+    assert torch.equal(logits(again.model), expected)
+    classifier().save_pretrained(tmp_path / "base")
+    by_folder = compose(tmp_path / "base", {"head": head}, "single", adapter="head")
+    assert torch.equal(logits(by_folder.model), expected)
+
+
+def test_a_head_that_the_config_names_and_the_file_lacks_is_not_replaced_by_the_models_own(
+    head: Path, plain: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    stored = load_file(head / "adapter_model.safetensors")
+    save_file({name: t for name, t in stored.items() if "score" not in name}, head / "adapter_model.safetensors")
+    for pool in ({"head": head}, {"head": head, "plain": plain}):
+        with pytest.raises(IncompatibleAdaptersError, match=r"score was trained .*, but its weights hold no such"):
+            compose(classifier(), pool)
+    assert any("modules_to_save names" in note for note in compose(llama(), {"head": head}).notes)
+
+
+def test_what_is_put_back_follows_a_model_that_moved(embedding: Path, tmp_path: Path) -> None:
+    from hub_router.composition.routed import RoutedModel
+
+    routed = compose(llama(), [embedding], "single", adapter="embedding")
+    routed.model.to(torch.bfloat16)
+    expected = logits(routed.model)
+    routed.save(tmp_path / "saved")
+    assert torch.equal(logits(routed.model), expected)
+    assert torch.equal(logits(RoutedModel.load(tmp_path / "saved").model), expected)
+    base = routed.detach()
+    assert {parameter.dtype for parameter in base.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(base), logits(llama().to(torch.bfloat16)))
+
+
+def test_models_composed_from_one_adapter_share_nothing(embedding: Path) -> None:
+    pool, _ = read_pool([embedding])
+    one, other = (compose(llama(), pool, "single", adapter="embedding") for _ in range(2))
+    before = logits(other.model)
+    with torch.no_grad():
+        one.model.model.embed_tokens.weight.zero_()
+    assert torch.equal(logits(other.model), before)
+    assert pool[0].saved["model.embed_tokens.weight"].value.any()
+
+
+def test_a_failure_at_the_end_leaves_the_model_as_it_was(embedding: Path) -> None:
+    from dataclasses import replace
+
+    from hub_router.lora.adapter import SavedParameter
+
+    pool, _ = read_pool([embedding])
+    # A factor that float16 cannot hold is found only when the update is made.
+    factors = {
+        n: replace(f, B=f.B * 1e6) if n.endswith("1.self_attn.v_proj") else f for n, f in pool[0].modules.items()
+    }
+    wild = replace(pool[0], modules=factors)
+    base = llama().half()
+    own = dict(base.named_parameters())
+    with pytest.raises(HubRouterError, match=r"exceed float16's largest, 65504"):
+        compose(base, [wild], "single", adapter="embedding")
+    assert not any(module._forward_hooks for module in base.modules())
+    assert all(own[name] is parameter for name, parameter in base.named_parameters())
+    assert isinstance(wild.saved["model.embed_tokens.weight"], SavedParameter)
+
+
+def test_one_module_under_several_names_is_refused(tmp_path: Path) -> None:
+    """A resized T5 holds one table as ``shared`` and as both sides' own; PEFT adapts it under one of the names."""
+    from compose_zoo import ARCHITECTURES
+
+    def resized(seed: int = 0) -> Any:
+        model = ARCHITECTURES["t5"].make(seed)
+        model.resize_token_embeddings(310)
+        return model
+
+    adapted = peft_adapter(resized, tmp_path / "adapted", 6, lora(["shared", "q"]))
+    with pytest.raises(IncompatibleAdaptersError, match=r"module shared: .* this very module as encoder\."):
+        compose(resized(), [adapted])
+    replaced = peft_adapter(resized, tmp_path / "replaced", 7, lora(["q"], modules_to_save=["shared"]))
+    with pytest.raises(IncompatibleAdaptersError, match=r"shared\.weight: .* this very module as encoder\."):
+        compose(resized(), [replaced], "single", adapter="replaced")
+
+
+def test_a_base_with_layers_of_peft_is_refused(plain: Path) -> None:
+    wrapped = PeftModel.from_pretrained(llama(), plain)
+    with pytest.raises(RoutedStateError, match=r"carries adapters of PEFT: \d+ modules, the first is "):
+        compose(wrapped.get_base_model(), [plain])

@@ -256,7 +256,7 @@ def test_all_damaged_modules_are_listed_and_the_catalogs_reason_counts_them(tmp_
     assert len(faults) == 9
     assert all(fault in str(refusal.value) for fault in faults)
     assert {"layers.0.q has lora_A without lora_B", "layers.{0-8}.z has lora_A without lora_B"} < set(faults)
-    with pytest.raises(UnsupportedAdapterError, match="and 6 more$") as short:
+    with pytest.raises(UnsupportedAdapterError, match=r"and 6 more$") as short:
         inspect(tmp_path)
     assert short.value.faults == faults
 

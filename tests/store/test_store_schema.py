@@ -212,10 +212,10 @@ def test_a_catalog_of_the_first_release_keeps_its_rows(database_url: str) -> Non
             "VALUES (1, 'hub', 'org/one', 'ok', '', '2026-01-01', '2026-01-01')"
         )
         connection.exec_driver_sql(
-            "INSERT INTO adapters (id, repo_pk, revision, subfolder, status, reason, path, base_model_resolved, licence, "
-            "peft_type, ranks, dtypes, module_count, parameters, size_bytes, weights_hash, card_text, notes, added_at) "
-            "VALUES (7, 1, 'abc', '', 'ready', '', '/x', 'org/base', 'mit', 'LORA', '[4]', '[\"float32\"]', 1, 2, 3, 'w', "
-            "'', '[]', '2026-01-01')"
+            "INSERT INTO adapters (id, repo_pk, revision, subfolder, status, reason, path, base_model_resolved, "
+            "licence, peft_type, ranks, dtypes, module_count, parameters, size_bytes, weights_hash, card_text, notes, "
+            "added_at) VALUES (7, 1, 'abc', '', 'ready', '', '/x', 'org/base', 'mit', 'LORA', '[4]', "
+            "'[\"float32\"]', 1, 2, 3, 'w', '', '[]', '2026-01-01')"
         )
         connection.exec_driver_sql(
             "INSERT INTO adapter_samples (adapter_id, split, position, input, output, origin) "
