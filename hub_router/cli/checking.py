@@ -20,7 +20,9 @@ from hub_router.records import AdapterCheck, ModuleFit
 @common_options
 @click.pass_context
 def check(ctx: click.Context, call: Call, adapters: tuple[str, ...], base_model: str | None) -> None:
-    """Tell whether adapters can be used, and with --base whether every module fits the model; nothing is loaded.
+    """Tell whether adapters can be used and fit a base model; nothing is loaded.
+
+    With --base every module is held against the model's architecture, which its config alone says.
 
     ADAPTER is as for show, or a folder that is an adapter or holds some, whether it was synced or not. The exit status
     is 0 only if all can be used and fit.

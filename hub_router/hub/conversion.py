@@ -136,7 +136,9 @@ def _foreign(store: Store, summary: SyncSummary) -> dict[tuple[str, str, str], A
     with store.read() as session:
         known = adapter_queries.list_records(session, statuses=("unsupported",))
     records = {(record.source, record.repo_id, record.subfolder): record for record in known}
-    return {key: records[key] for key in wanted if key in records and foreign_type(records[key].path)}
+    # What was refused before its files were fetched has no folder, and an empty path would be the current one.
+    there = {key: records[key] for key in wanted if key in records and records[key].path.is_absolute()}
+    return {key: record for key, record in there.items() if foreign_type(record.path)}
 
 
 def _is_convertible(folder: Path) -> bool:

@@ -34,8 +34,8 @@ _MAX_PICKLE = 1 << 24
 # All that a dictionary of tensors asks for. What torch.load allows beside these makes tensors of memory that nobody
 # wrote to, takes as much memory as a number says, or gives tensors other methods.
 _IMPORTS = re.compile(
-    r"collections\.OrderedDict|torch\.(?:\w+Storage|Size|serialization\._get_layout"
-    r"|_utils\._rebuild_(?:tensor_v2|parameter|sparse_tensor))"
+    r"collections\.OrderedDict|torch\.(?:(?:cuda\.)?\w+Storage|Size|serialization\._get_layout"
+    r"|_utils\._rebuild_(?:tensor|tensor_v2|parameter|sparse_tensor))"
 )
 
 

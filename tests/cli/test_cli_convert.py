@@ -268,3 +268,24 @@ def test_the_converted_folder_needs_no_catalog(console: Console, base_model: Pat
     console("sync", MISS, "--convert-rank", 4)
     routed = compose(LlamaForCausalLM.from_pretrained(base_model), [converted(console, "owner--miss")], "uniform")
     assert len(routed.adapters) == 1
+
+
+def test_what_was_never_fetched_is_not_looked_for_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "adapter_config.json").write_text('{"peft_type": "LOHA"}')
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "adapter_config.json").write_text('{"peft_type": "LORA"}' + " " * 1_100_000)
+    monkeypatch.chdir(tmp_path / "here")
+    with Hub(tmp_path / "home") as hub:
+        from hub_router.store.repos import AdapterFields, RepoFields, save_adapter
+        from hub_router.store.runs import Outcome
+        from hub_router.sync.summary import SyncSummary
+
+        # As the Hub's part of a run leaves an adapter whose config is too large to fetch.
+        with hub.store.write() as session:
+            save_adapter(session, RepoFields("hub", "evil/big", "a" * 40), AdapterFields("", "", reason="too large"))
+        line = Outcome("hub", "evil/big", "", "a" * 40, "unsupported", "too large")
+        assert hub.convertible(SyncSummary((line,), 1, False, 0, 0.0)) == []
