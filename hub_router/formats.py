@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Collection, Container
 
 CONFIG_FILE = "adapter_config.json"
 SAFETENSORS_FILE = "adapter_model.safetensors"
@@ -18,6 +18,8 @@ _OTHERS = (
     ("adapter.safetensors", "AdapterHub weights"),
     ("._adapter_config.json", "only macOS AppleDouble metadata"),
     ("._adapter_model.safetensors", "only macOS AppleDouble metadata"),
+    (SAFETENSORS_FILE, "adapter weights"),
+    (BIN_FILE, "adapter weights"),
     ("model.safetensors", "a full model"),
     ("model.safetensors.index.json", "a full model"),
     ("pytorch_model.bin", "a full model"),
@@ -35,6 +37,19 @@ def name_other(names: Container[str]) -> tuple[str, str] | None:
         tuple[str, str] | None: its name and what it is; None where nothing was recognised.
     """
     return next(((name, meaning) for name, meaning in _OTHERS if name in names), None)
+
+
+def is_foreign_adapter(names: Collection[str]) -> bool:
+    """Whether a folder without ``adapter_config.json`` holds an adapter all the same, of another format or incomplete.
+
+    Args:
+        names (Collection[str]): names of its files.
+
+    Returns:
+        bool: not for a full model, which is no adapter.
+    """
+    found = None if CONFIG_FILE in names else name_other(names)
+    return found is not None and found[1] != "a full model"
 
 
 def describe_names(names: Container[str]) -> str | None:

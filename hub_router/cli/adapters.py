@@ -203,10 +203,12 @@ def _facts(record: AdapterRecord) -> Mapping[str, str]:
         "folder": str(record.path),
         "base model": explained(record),
         "licence": record.licence,
-        "type": f"{record.peft_type}, {'/'.join(record.dtypes)}",
+        "type": ", ".join(filter(None, (record.peft_type, "/".join(record.dtypes)))),
         "ranks": ", ".join(str(rank) for rank in record.ranks),
         "targets": ", ".join(record.targets),
-        "modules": f"{record.modules}, {record.parameters:,} weights, {size(record.size_bytes)}",
+        "modules": f"{record.modules}, {record.parameters:,} weights, {size(record.size_bytes)}"
+        if record.modules
+        else "",
         "tags": ", ".join(record.tags),
         "datasets": ", ".join(record.datasets),
         "downloads": "" if record.downloads is None else f"{record.downloads:,}",

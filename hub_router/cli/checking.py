@@ -47,16 +47,29 @@ def check_data(found: AdapterCheck) -> dict[str, Any]:
     return {
         "adapter": found.ref,
         "verdict": found.verdict,
-        "reason": found.reason,
+        "reason": reason_of(found),
         "notes": found.notes,
         "modules": found.modules,
     }
 
 
+def reason_of(found: AdapterCheck) -> str:
+    """Why an adapter cannot be used as it is, in one line; empty where it can.
+
+    Args:
+        found (AdapterCheck): any.
+
+    Returns:
+        str: e.g. ``8 of 224 modules do not fit``.
+    """
+    wrong = sum(not fit.fits for fit in found.modules)
+    return found.reason or (f"{wrong} of {len(found.modules)} modules do not fit" if wrong else "")
+
+
 def _show(out: Output, checks: Sequence[AdapterCheck], base_model: str | None) -> None:
     out.table(
         ["adapter", "verdict", "reason or notes"],
-        [[each.ref, each.verdict, each.reason or "; ".join(each.notes)] for each in checks],
+        [[each.ref, each.verdict, "; ".join(filter(None, (reason_of(each), *each.notes)))] for each in checks],
     )
     rows = [[each.ref, *row] for each in checks for row in grouped(each.modules)]
     if rows:

@@ -113,7 +113,8 @@ def loading(reference: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise MissingError(
             f"base model {reference!r} cannot be loaded, expected a folder or Hub id of a transformers language model "
-            f"(HF_TOKEN for a gated one): {error}"
+            f"(HF_TOKEN for a gated one): {why}"
         ) from error

@@ -37,7 +37,8 @@ def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[
     """Decide what becomes of the parameters that a pool's adapters bring.
 
     Args:
-        model (nn.Module): the base model; on the meta device its values cannot be compared, which is left for later.
+        model (nn.Module): the base model; without weights, what PEFT trains (copies of modules, biases) is taken to
+            differ from it, and the rest is left for later.
         pool (Sequence[LoraAdapter]): the adapters.
         members (Sequence[str]): names of those that the method can use.
 
@@ -66,7 +67,11 @@ def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[
                     f"{where}: the model holds this very module as {', '.join(others)} as well, of which PEFT would "
                     "replace one; untie it first"
                 )
-            elif held.is_meta or same_values(parameter.value, held):
+            elif held.is_meta and alone:
+                continue
+            elif held.is_meta and not (parameter.apart or path.endswith(".bias")):
+                notes.append(f"{where} is compared with the model's when its weights are loaded; a mix needs it equal")
+            elif not held.is_meta and same_values(parameter.value, held):
                 continue
             elif alone:
                 replace[path] = parameter

@@ -63,7 +63,10 @@ def _places(store: Store, ref: str | Path) -> Iterator[tuple[str, Path | str]]:
             return
         for adapter in adapters:
             below = adapter.path.relative_to(top).as_posix()
-            yield str(ref) if below == "." else f"{str(ref).rstrip('/')}/{below}", adapter.path
+            name = str(ref) if below == "." else f"{str(ref).rstrip('/')}/{below}"
+            # What leads out of the folder is not followed here either.
+            away = "is a link that leaves" in adapter.folder.problem or not adapter.path.is_dir()
+            yield name, adapter.folder.problem if away else adapter.path
         if not adapters:
             yield str(ref), top
         return

@@ -50,7 +50,10 @@ def _ranks(modules: Mapping[str, LoraFactors], config: AdapterConfig) -> Iterato
         if module in stated and stated[module] * parts != factors.rank
     ]
     if ranks:
-        yield f"{len(ranks)} modules have another rank than the config states: {listing(ranks)}"
+        yield (
+            f"{len(ranks)} modules have another rank than the config states, by which they are scaled all the same: "
+            f"{listing(ranks)}"
+        )
 
 
 def _by_pattern(names: Sequence[str], pattern: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from hub_router.formats import CONFIG_FILE
 from hub_router.lora.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_INIT_RANK, AdapterConfig, Kind
 from hub_router.lora.fields import Fields, flag, names, names_or_pattern, number, optional_text, rank, short, wrong
 from hub_router.lora.patterns import PatternValue
+from hub_router.lora.text import escaped, listing
 
 MAX_PATTERNS = 10_000
 # Each is looked for in the name of every saved parameter.
@@ -26,7 +27,64 @@ _VARIANTS = {
     "target_parameters": "LoRA on bare parameters",
     "trainable_token_indices": "trained token embeddings",
 }
-_KNOWN_USES = {"use_rslora", "use_dora", "use_qalora", "use_bdlora"}
+# What PEFT up to 0.21 writes, and what it wrote once; anything else may be a variant of tomorrow.
+_FIELDS = frozenset(
+    [
+        "alora_invocation_tokens",
+        "alpha_pattern",
+        "arrow_config",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "beta1",
+        "beta2",
+        "bias",
+        "corda_config",
+        "deltaT",
+        "enable_lora",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "fan_in_fan_out",
+        "inference_mode",
+        "init_lora_weights",
+        "init_r",
+        "kasa_config",
+        "layer_replication",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_alpha",
+        "lora_bias",
+        "lora_dropout",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "merge_weights",
+        "modules_to_save",
+        "monteclora_config",
+        "orth_reg_weight",
+        "peft_type",
+        "peft_version",
+        "qalora_group_size",
+        "r",
+        "rank_pattern",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "target_parameters",
+        "target_r",
+        "task_type",
+        "tfinal",
+        "tinit",
+        "total_step",
+        "trainable_token_indices",
+        "use_bdlora",
+        "use_dora",
+        "use_qalora",
+        "use_rslora",
+        "velora_config",
+    ]
+)
 # Initialisations that leave the base weights as they are.
 _NEUTRAL_INITS = ("gaussian", "eva", "orthogonal", "mica")
 _BIASES = ("none", "all", "lora_only")
@@ -70,9 +128,9 @@ def _peft_config(fields: Fields, kind: Kind) -> AdapterConfig:
         notes.append(f"{CONFIG_FILE} states no r: taken from the tensors")
     if "lora_alpha" not in fields:
         notes.append(f"{CONFIG_FILE} states no lora_alpha: PEFT's default {PEFT_DEFAULT_ALPHA} taken")
-    unknown = sorted(key for key in fields if key.startswith("use_") and key not in _KNOWN_USES and fields[key])
+    unknown = sorted(escaped(key) for key in fields if key not in _FIELDS and fields[key])
     if unknown:
-        notes.append(f"{CONFIG_FILE}: unknown options {short(unknown)} ignored")
+        notes.append(f"{CONFIG_FILE}: unknown options {listing(unknown)} ignored")
     bias = fields.get("bias", "none")
     if bias is not None and bias not in _BIASES:
         raise wrong("bias", bias, "none, all or lora_only")

@@ -50,12 +50,18 @@ class FileFields:
 
 @dataclass(frozen=True)
 class AdapterFields:
-    """All that sync found out about one adapter; ``facts`` is None where it cannot be used, and ``reason`` says why."""
+    """All that sync found out about one adapter.
+
+    ``facts`` is None where it cannot be used; then ``reason`` says why, and the stated type and base model are what its
+    config says all the same.
+    """
 
     subfolder: str
     path: str
     facts: AdapterFacts | None = None
     reason: str = ""
+    stated_type: str = ""
+    stated_base: str | None = None
     base_model: BaseModel = field(default_factory=BaseModel)
     base_statements: tuple[str, ...] = ()
     licence: str = UNKNOWN_LICENCE
@@ -279,12 +285,12 @@ def _hand_over_samples(session: Session, old_repo: int, new_repo: int) -> None:
 def _fill(row: Adapter, repo: RepoFields, adapter: AdapterFields, chosen: BaseModel | None) -> None:
     facts = adapter.facts
     row.status, row.reason, row.path = ("ready" if facts else "unsupported"), adapter.reason, adapter.path
-    row.base_model = facts.base_model if facts else None
+    row.base_model = facts.base_model if facts else adapter.stated_base
     base = chosen or adapter.base_model
     row.base_model_resolved, row.base_model_revision = base.id, base.revision
     row.base_model_confidence, row.base_model_evidence = base.confidence, list(base.evidence)
     row.licence = adapter.licence
-    row.peft_type = facts.peft_type if facts else ""
+    row.peft_type = facts.peft_type if facts else adapter.stated_type
     row.ranks = list(facts.ranks) if facts else []
     row.rank_min, row.rank_max = (row.ranks[0], row.ranks[-1]) if row.ranks else (None, None)
     row.dtypes = list(facts.dtypes) if facts else []

@@ -15,6 +15,7 @@ from hub_router.sync.card import CARD_BYTES, Card, merge_cards, parse_card, with
 from hub_router.sync.discover import CARD, AdapterFolder
 from hub_router.sync.download import HashedFile
 from hub_router.sync.samples import read_samples
+from hub_router.sync.statement import Stated, read_statement
 from hub_router.sync.text import is_storable, plain, storable
 
 # Faults of one adapter, by module, that the catalog keeps, and characters of each and of any other line.
@@ -69,12 +70,15 @@ def describe(
         # The status says that much already.
         reason = _line(str(error).removeprefix("unsupported: "))
         faults = tuple(_line(fault) for fault in error.faults[:MAX_FAULTS])
-    said = Statements(facts.base_model if facts else None, card.base_models, card.base_tags, base_model)
+    stated = Stated() if facts else read_statement(path)
+    said = Statements(facts.base_model if facts else stated.base_model, card.base_models, card.base_tags, base_model)
     return AdapterFields(
         subfolder=folder.subfolder,
         path=str(path),
         facts=facts,
         reason=reason,
+        stated_type=stated.peft_type,
+        stated_base=stated.base_model,
         base_model=resolve(said, facts, fits, local=hub is None),
         base_statements=said.stored,
         licence=card.licence,

@@ -143,7 +143,11 @@ def _folder(folder: str, folders: Mapping[str, Mapping[str, int]]) -> AdapterFol
     if not weights:
         found = describe_names(names)
         problem = f"no adapter_model.safetensors or adapter_model.bin beside {CONFIG}"
-        problem += f", found {found}" if found else ""
+        index = next((name for name in sorted(names) if re.fullmatch(r"adapter_model\.\w+\.index\.json", name)), None)
+        if index:
+            problem += f", and {index} without its shards adapter_model-00001-of-N"
+        elif found:
+            problem += f", found {found}"
         return AdapterFolder(folder, (), problem)
     files = [_join(folder, name) for name in (CONFIG, *weights)]
     notes: list[str] = []

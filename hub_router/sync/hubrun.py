@@ -283,7 +283,7 @@ class HubRun:
                 work.ready += row.status == "ready"
                 lines.append(work.standing(row))
             elif folder.problem:
-                self._save(work, AdapterFields(folder.subfolder, "", reason=folder.problem))
+                self._save(work, AdapterFields(folder.subfolder, "", reason=folder.problem), folder.skipped)
             elif self._journal.dry_run:
                 size = sum(contents.tree[path].size for path in folder.files)
                 reason = "; ".join(part for part in (f"{size} bytes", folder.skipped) if part)
@@ -314,7 +314,7 @@ class HubRun:
     def _save(self, work: _Work, adapter: AdapterFields, skipped: str = "") -> None:
         outcome = self._news(work, adapter.subfolder) if adapter.facts else "unsupported"
         work.ready += adapter.facts is not None
-        line = work.line(outcome, adapter.reason or skipped, adapter.subfolder)
+        line = work.line(outcome, "; ".join(filter(None, (adapter.reason, skipped))), adapter.subfolder)
         self._journal.record([line], partial(writes.save_adapter, repo=work.fields, adapter=adapter))
 
     def _finish(self, work: _Work) -> None:

@@ -9,11 +9,12 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hub_router.errors import MissingError, UnsupportedAdapterError
+from hub_router.formats import describe_names, is_foreign_adapter
 from hub_router.sync.discover import CONFIG, CONFIG_BYTES, NEWEST, AdapterFolder, find_adapters
 from hub_router.sync.download import HashedFile, hash_file
 from hub_router.sync.targets import MAX_PATH, is_safe_path
@@ -40,7 +41,8 @@ def scan(top: Path, checkpoints: str = NEWEST) -> list[LocalAdapter]:
 
     Returns:
         list[LocalAdapter]: by path, may be empty; those whose files leave the folder by a link come with a problem, and
-            so do those whose path cannot be kept, under a path with escapes.
+            so do those whose path cannot be kept, under a path with escapes; last, folders of other formats, each with
+            what it is.
 
     Raises:
         MissingError: there is no such folder.
@@ -61,7 +63,19 @@ def scan(top: Path, checkpoints: str = NEWEST) -> list[LocalAdapter]:
         if problem and f"{prefix}{CONFIG}" not in outside and sizes[f"{prefix}{CONFIG}"] <= CONFIG_BYTES:
             problem = "; ".join(part for part in (_config_fault(path / CONFIG), problem) if part)
         found.append(LocalAdapter(path, replace(folder, subfolder="", files=files, problem=problem)))
-    return found
+    return found + list(_strays(top, sizes))
+
+
+def _strays(top: Path, sizes: Mapping[str, int]) -> Iterator[LocalAdapter]:
+    """Folders that hold an adapter of another format, or one without its config, each with what it is."""
+    names: dict[str, set[str]] = {}
+    for path in sizes:
+        folder, _, name = path.rpartition("/")
+        names.setdefault(folder, set()).add(name)
+    for folder in sorted(names):
+        if is_foreign_adapter(names[folder]):
+            problem = f"no {CONFIG}, found {describe_names(names[folder])}"
+            yield LocalAdapter(top / folder, AdapterFolder("", (), problem))
 
 
 def content_revision(adapter: LocalAdapter) -> tuple[str, tuple[HashedFile, ...]]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from hub_router.errors import MissingError, UnsupportedAdapterError
+from hub_router.formats import describe_names
 from hub_router.progress import Progress
 from hub_router.store import repos as writes
 from hub_router.store.known import KnownRepo, known_repos, local_adapters_under
@@ -99,7 +100,8 @@ class LocalRun:
         except (OSError, UnsupportedAdapterError) as error:
             self._journal.record([Outcome("local", str(top), "", None, "failed", reason_of(error))])
             return []
-        nothing = f"no adapter_config.json in {top} or below"
+        what = None if found else describe_names({entry.name for entry in top.iterdir()})
+        nothing = f"no adapter_config.json in {top} or below" + (f", found {what}" if what else "")
         empty = None if found else Outcome("local", str(top), "", None, "unsupported", nothing)
         self._gone(top, every, "no adapter in this folder any more", empty)
         return found
@@ -136,7 +138,8 @@ class LocalRun:
             self._journal.record([Outcome("local", name, "", revision, outcome, row.reason)])
         elif adapter is not None:
             news = "updated" if known and known.adapters else "added"
-            outcome, reason = (news, skipped) if adapter.facts else ("unsupported", adapter.reason)
+            outcome = news if adapter.facts else "unsupported"
+            reason = "; ".join(filter(None, (adapter.reason, skipped)))
             line = Outcome("local", name, "", revision, outcome, reason)
             fields = RepoFields("local", name, revision)
             state = "ok" if adapter.facts else "unsupported"

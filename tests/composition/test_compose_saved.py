@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hub_router.composition.architecture import empty_model
 from hub_router.composition.build import compose
 from hub_router.composition.pool import check_pool, read_pool
 from hub_router.errors import HubRouterError, IncompatibleAdaptersError, RoutedStateError
+from hub_router.lora.adapter import SavedParameter
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TARGETS = ["q_proj", "v_proj"]
@@ -132,8 +134,14 @@ def test_shapes_that_differ_and_parameters_that_do_not_exist(embedding: Path, tm
 def test_without_weights_shapes_are_compared_and_values_left_for_later(embedding: Path, tmp_path: Path) -> None:
     llama().config.save_pretrained(tmp_path / "config")
     pool, _ = read_pool([embedding])
-    plan = check_pool(empty_model(str(tmp_path / "config")), "base", pool, (), ["embedding", "another"])
-    assert (plan.replace, plan.faults, plan.notes) == ({}, (), ())
+    empty = empty_model(str(tmp_path / "config"))
+    alone = check_pool(empty, "base", pool, (), ["embedding"])
+    assert (alone.replace, alone.faults, alone.notes) == ({}, (), ())
+    with pytest.raises(IncompatibleAdaptersError, match=r"model\.embed_tokens\.weight: it was trained"):
+        check_pool(empty, "base", pool, (), ["embedding", "another"])
+    loose = {path: SavedParameter(each.value, apart=False) for path, each in pool[0].saved.items()}
+    later = check_pool(empty, "base", [replace(pool[0], saved=loose)], (), ["embedding", "another"])
+    assert "is compared with the model's when its weights are loaded; a mix needs it equal" in later.notes[0]
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -224,10 +232,6 @@ def test_models_composed_from_one_adapter_share_nothing(embedding: Path) -> None
 
 
 def test_a_failure_at_the_end_leaves_the_model_as_it_was(embedding: Path) -> None:
-    from dataclasses import replace
-
-    from hub_router.lora.adapter import SavedParameter
-
     pool, _ = read_pool([embedding])
     # A factor that float16 cannot hold is found only when the update is made.
     factors = {

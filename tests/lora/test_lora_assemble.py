@@ -249,7 +249,7 @@ def test_tensors_and_config_that_contradict_each_other(
         ({"exclude_modules": r".*vision.*"}, None),
         ({"layers_to_transform": [1, 2]}, "1 modules are in layers that layers_to_transform leaves out: m.layers.0.q"),
         ({"layers_to_transform": 0}, None),
-        ({"r": 4}, "1 modules have another rank than the config states: layers.0.q 2 (config 4)"),
+        ({"r": 4}, "by which they are scaled all the same: layers.0.q 2 (config 4)"),
     ],
 )
 def test_differences_are_noted(tmp_path: Path, config: dict[str, Any], note: str | None) -> None:

@@ -334,6 +334,7 @@ def test_hostile_folders_beside_a_good_one(bench: Bench) -> None:
     expected = {plain(name): hostile for name, hostile in LOCAL.items()}
     assert {name: line.outcome for name, line in lines.items() if not name.startswith("deep")} == {
         "good": "added",
+        "config": "unsupported",
         **{name: hostile.outcome for name, hostile in expected.items()},
     }
     for name, hostile in expected.items():
