@@ -15,6 +15,8 @@ from hub_router.store.session import Store
 if TYPE_CHECKING:
     from torch import nn
 
+STATUSES = ("ready", "unsupported", "gated", "missing", "failed")
+
 
 def check(store: Store, refs: Sequence[str | Path], base_model: str | None, progress: Progress) -> list[AdapterCheck]:
     """See :meth:`hub_router.hub.Hub.check`."""
@@ -72,8 +74,13 @@ def _places(store: Store, ref: str | Path) -> Iterator[tuple[str, Path | str]]:
         return
     with store.read() as session:
         try:
-            record = adapter_queries.find(session, str(ref))
+            records = [adapter_queries.find(session, str(ref))]
         except NotInCatalogError as error:
-            raise NotInCatalogError(f"{error}; or name a folder") from error
-    usable = record.status == "ready" and record.path.is_dir()
-    yield record.ref, record.path if usable else standing(record.status, record.reason)
+            # A repository may hold several, none of which its name alone means.
+            every = adapter_queries.list_records(session, statuses=STATUSES)
+            records = [record for record in every if record.repo_id.lower() == str(ref).lower()]
+            if not records:
+                raise NotInCatalogError(f"{error}; or name a folder") from error
+    for record in records:
+        usable = record.status == "ready" and record.path.is_dir()
+        yield record.ref, record.path if usable else standing(record.status, record.reason)

@@ -101,6 +101,24 @@ def test_heads_and_other_parameters_are_in_the_table(
     }
 
 
+def test_a_repository_of_several_adapters_is_all_of_them(home: Path, world: World) -> None:
+    from hub_router import Hub
+    from hub_router.store.repos import AdapterFields, RepoFields, save_adapter
+
+    with Hub(home) as hub:
+        facts = hub.show("colours").record
+        with hub.store.write() as session:
+            for name in ("one", "two"):
+                fields = AdapterFields(name, str(facts.path), reason="broken on purpose")
+                save_adapter(session, RepoFields("hub", "owner/many", "a" * 40), fields)
+        checks = hub.check("owner/many", "colours")
+    assert [(each.ref, each.verdict) for each in checks] == [
+        ("owner/many/one", "unsupported"),
+        ("owner/many/two", "unsupported"),
+        (str(world.adapters["colours"]), "usable"),
+    ]
+
+
 def test_layers_of_a_kind_share_a_row() -> None:
     fits = [ModuleFit(f"h.{n}.q", "fits", 4, "2 x 2", "2 x 2") for n in (0, 1, 2, 5, 10)]
     fits += [ModuleFit("h.3.q", "absent", 4, "2 x 2"), ModuleFit("lm_head", "fits", 4, "2 x 2", "2 x 2")]
