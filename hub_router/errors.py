@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hub_router.names import compact
-
 
 class HubRouterError(Exception):
     """Base of all errors that a user can act on."""
@@ -103,8 +101,7 @@ class IncompatibleAdaptersError(HubRouterError):
     def __init__(self, base: str, mismatches: Sequence[str]) -> None:
         self.base = base
         self.mismatches = tuple(mismatches)
-        # The layers of one kind of module share a line; the attribute keeps every one.
-        lines = "\n".join(f"  - {line}" for line in compact(self.mismatches))
+        lines = "\n".join(f"  - {line}" for line in self.mismatches)
         super().__init__(f"{len(self.mismatches)} mismatches between the adapters and base model {base}:\n{lines}")
 
 

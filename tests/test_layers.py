@@ -16,7 +16,7 @@ GROUND = {"errors", "formats", "names", "progress", "records", "settings"}
 ENGINE = {"lora", "routing", "composition", "evaluate"}
 CATALOG = {"store", "sync", "search"}
 ALLOWED = {
-    "errors": {"names"},
+    "errors": set(),
     "formats": set(),
     "names": set(),
     "progress": set(),
