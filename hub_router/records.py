@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 UNKNOWN_LICENCE = "unknown"
+# What an adapter of the catalog may be; only a ready one is served.
+STATUSES = ("ready", "unsupported", "gated", "missing", "failed")
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from hub_router.cli.bases import described, explained
 from hub_router.cli.options import Call, common_options, filter_options, limit_option
 from hub_router.cli.output import Output, one_line, plain_data
 from hub_router.cli.spectrum import chart, summarise
-from hub_router.records import bare_reason, standing
+from hub_router.records import STATUSES, bare_reason, standing
 
 if TYPE_CHECKING:
     from hub_router.records import AdapterDetails, AdapterRecord
 
-STATUSES = ("ready", "unsupported", "gated", "missing", "failed")
 SAMPLES_SHOWN = 3
 VALUES_SHOWN = 12
 PLURALS = {"base_model": "base models", "licence": "licences", "rank": "ranks", "target": "targets", "tag": "tags"}

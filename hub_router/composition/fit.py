@@ -7,15 +7,13 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from torch import nn
 
 from hub_router.composition.architecture import any_model
 from hub_router.composition.bypass import bypassed
 from hub_router.composition.maps import LinearMap, linear_map
-from hub_router.composition.saved import parameter_at
-from hub_router.lora.keys import is_head
 from hub_router.records import AdapterFacts, ModuleFacts, ModuleFit
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +35,8 @@ class BaseModules:
         for name, module in self._held.items():
             self._names[id(module)].append(name)
         self._nearest = _Nearest(self._held)
+        # Why a module cannot be adapted, empty if it can: found once for all adapters of the model.
+        self._judged: dict[str, str] = {}
 
     def fit(self, modules: Sequence[ModuleFacts]) -> tuple[ModuleFit, ...]:
         """Hold every module of an adapter against the base model.
@@ -47,42 +47,25 @@ class BaseModules:
         Returns:
             tuple[ModuleFit, ...]: one per module, in order.
         """
-        held = [facts.name for facts in modules if facts.name in self._held]
-        skipped = bypassed(self._model, held)
-        for name in held:
-            others = [other for other in self._names[id(self._held[name])] if other != name]
-            if others:
-                skipped[name] = (
-                    f"the model holds this very module as {', '.join(others)} as well, and PEFT would adapt it "
-                    "under one of the names alone; untie it first"
-                )
-        return tuple(_fit(self._held, facts, self._nearest, skipped) for facts in modules)
+        fresh = [each.name for each in modules if each.name in self._held and each.name not in self._judged]
+        skipped = bypassed(self._model, fresh)
+        self._judged |= {name: self._aliased(name) or skipped.get(name, "") for name in fresh}
+        return tuple(_fit(self._held, facts, self._nearest, self._judged) for facts in modules)
 
+    @cached_property
+    def leaves(self) -> frozenset[str]:
+        """Last components of all module names."""
+        return frozenset(name.rpartition(".")[2] for name in self._held)
 
-def check_saved(model: nn.Module, saved: Mapping[str, tuple[int, ...]]) -> tuple[ModuleFit, ...]:
-    """Hold the parameters that an adapter brings beside its factors against a base model.
-
-    Args:
-        model (nn.Module): the base model, or one without weights.
-        saved (Mapping[str, tuple[int, ...]]): shapes by parameter path.
-
-    Returns:
-        tuple[ModuleFit, ...]: one per parameter, in order.
-    """
-    found = []
-    for path, shape in saved.items():
-        got, held = str(shape), parameter_at(model, path)
-        if held is None and is_head(path):
-            reason = f"left out: {type(model).__name__} has no such task head"
-            found.append(ModuleFit(path, "no head", None, got, reason=reason))
-        elif held is None:
-            found.append(ModuleFit(path, "absent", None, got, reason="the model has no such parameter"))
-        else:
-            expected = str(tuple(held.shape))
-            same = got == expected
-            reason = "" if same else f"got shape {got}, expected {expected} as in the model"
-            found.append(ModuleFit(path, "fits" if same else "shape", None, got, expected, reason))
-    return tuple(found)
+    def _aliased(self, name: str) -> str:
+        """Why a module of several names cannot be adapted, empty for one of a single name."""
+        others = [other for other in self._names[id(self._held[name])] if other != name]
+        if not others:
+            return ""
+        return (
+            f"the model holds this very module as {', '.join(others)} as well, and PEFT would adapt it under one of "
+            "the names alone; untie it first"
+        )
 
 
 def fits_locally(facts: AdapterFacts, reference: str) -> str | None:
@@ -97,18 +80,22 @@ def fits_locally(facts: AdapterFacts, reference: str) -> str | None:
         no module of that name; None where nothing can be said, also where a module only has another path.
     """
     try:
-        model = any_model(reference, local_only=True)
-        fits = BaseModules(model).fit(facts.modules)
+        base = _local_modules(reference)
+        fits = base.fit(facts.modules)
     except Exception as error:  # noqa: BLE001 - a config that nobody asked for may hold anything
         _LOG.debug("%s cannot be compared with %s: %s", facts.base_model, reference, error)
         return None
-    leaves = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     wrong = [fit for fit in fits if fit.verdict in ("shape", "kind")]
-    unknown = [fit for fit in fits if fit.verdict == "absent" and fit.module.rpartition(".")[2] not in leaves]
+    unknown = [fit for fit in fits if fit.verdict == "absent" and fit.module.rpartition(".")[2] not in base.leaves]
     if wrong or unknown:
         first = (wrong or unknown)[0]
         return f"{len(wrong) + len(unknown)} of {len(fits)} modules do not fit: {first.module}: {first.reason}"
     return "" if all(fit.fits for fit in fits) else None
+
+
+@lru_cache(maxsize=8)
+def _local_modules(reference: str) -> BaseModules:
+    return BaseModules(any_model(reference, local_only=True))
 
 
 def _fit(held: Mapping[str, nn.Module], facts: ModuleFacts, nearest: _Nearest, skipped: Mapping[str, str]) -> ModuleFit:
@@ -124,7 +111,7 @@ def _fit(held: Mapping[str, nn.Module], facts: ModuleFacts, nearest: _Nearest, s
     if (facts.d_in, facts.d_out) != (found.d_in, found.d_out):
         reason = f"got D_in x D_out {got}, expected {expected} as in the model"
         return ModuleFit(facts.name, "shape", facts.rank, got, expected, reason)
-    if facts.name in skipped:
+    if skipped.get(facts.name):
         return ModuleFit(facts.name, "bypassed", facts.rank, got, expected, skipped[facts.name])
     fault = _kind_fault(found, facts)
     return ModuleFit(facts.name, "kind" if fault else "fits", facts.rank, got, expected, fault)

@@ -10,8 +10,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from hub_router.errors import IncompatibleAdaptersError
-
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+from hub_router.lora.weights import FLOAT_DTYPES
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import nn
 
 from hub_router.lora.adapter import LoraAdapter, SavedParameter
 from hub_router.lora.keys import is_head
+from hub_router.records import ModuleFit
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,15 +54,12 @@ def plan_saved(model: nn.Module, pool: Sequence[LoraAdapter], members: Sequence[
         faults += _missing(model, adapter)
         for path, parameter in adapter.saved.items():
             where = f"adapter {adapter.name!r}, parameter {path}"
+            fit = fit_parameter(model, path, parameter.value.shape)
             held = parameter_at(model, path)
-            if held is None:
-                if is_head(path):
-                    notes.append(f"{where} is left out: {type(model).__name__} has no such task head")
-                else:
-                    faults.append(f"{where}: the model has no such parameter")
-            elif held.shape != parameter.value.shape:
-                got, expected = (tuple(each.shape) for each in (parameter.value, held))
-                faults.append(f"{where}: got shape {got}, expected {expected} as in the model")
+            if held is None and fit.fits:
+                notes.append(f"{where} is {fit.reason}")
+            elif held is None or not fit.fits:
+                faults.append(f"{where}: {fit.reason}")
             elif parameter.apart and (others := _other_names(model, path)):
                 faults.append(
                     f"{where}: the model holds this very module as {', '.join(others)} as well, of which PEFT would "
@@ -99,6 +97,29 @@ def _missing(model: nn.Module, adapter: LoraAdapter) -> Iterator[str]:
                     f"adapter {adapter.name!r}: its config says that {name} was trained (modules_to_save), but its "
                     "weights hold no such tensor; the model's own, which may be untrained, would take its place"
                 )
+
+
+def fit_parameter(model: nn.Module, path: str, shape: Sequence[int]) -> ModuleFit:
+    """Hold a parameter that an adapter brings beside its factors against a base model.
+
+    Args:
+        model (nn.Module): the base model, or one without weights.
+        path (str): parameter path in the base model.
+        shape (Sequence[int]): of the saved parameter.
+
+    Returns:
+        ModuleFit: ``no head`` for a task head that the model does not have, which is left out.
+    """
+    got, held = str(tuple(shape)), parameter_at(model, path)
+    if held is None and is_head(path):
+        reason = f"left out: {type(model).__name__} has no such task head"
+        return ModuleFit(path, "no head", None, got, reason=reason)
+    if held is None:
+        return ModuleFit(path, "absent", None, got, reason="the model has no such parameter")
+    expected = str(tuple(held.shape))
+    if got != expected:
+        return ModuleFit(path, "shape", None, got, expected, f"got shape {got}, expected {expected} as in the model")
+    return ModuleFit(path, "fits", None, got, expected)
 
 
 class Replacement:

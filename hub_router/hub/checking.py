@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import MissingError, NotInCatalogError, UnsupportedAdapterError
 from hub_router.progress import Progress
-from hub_router.records import AdapterCheck, standing
+from hub_router.records import STATUSES, AdapterCheck, AdapterFacts, ModuleFit, standing
 from hub_router.store import adapters as adapter_queries
 from hub_router.store.session import Store
 
-if TYPE_CHECKING:
-    from torch import nn
-
-STATUSES = ("ready", "unsupported", "gated", "missing", "failed")
+# Holds an adapter against a base model: every module and every parameter beside them.
+Hold = Callable[[AdapterFacts], tuple[ModuleFit, ...]]
 
 
 def check(store: Store, refs: Sequence[str | Path], base_model: str | None, progress: Progress) -> list[AdapterCheck]:
     """See :meth:`hub_router.hub.Hub.check`."""
     places = [place for ref in refs for place in _places(store, ref)]
-    model = None
-    if base_model is not None:
-        from hub_router.composition.architecture import any_model
-
-        model = any_model(base_model)
+    hold = None if base_model is None else _holder(base_model)
     found = []
     with progress.task("Checking adapters", len(places)) as advance:
         for ref, folder in places:
-            found.append(_check(ref, folder, base_model, model))
+            found.append(_check(ref, folder, base_model, hold))
             advance(1)
     return found
 
 
-def _check(ref: str, folder: Path | str, base_model: str | None, model: nn.Module | None) -> AdapterCheck:
+def _holder(base_model: str) -> Hold:
+    """What holds an adapter against a base model, whose architecture is built once."""
+    from hub_router.composition.architecture import any_model
+    from hub_router.composition.fit import BaseModules
+    from hub_router.composition.saved import fit_parameter
+
+    model = any_model(base_model)
+    modules = BaseModules(model)
+
+    def hold(facts: AdapterFacts) -> tuple[ModuleFit, ...]:
+        beside = (fit_parameter(model, path, shape) for path, shape in facts.saved.items())
+        return (*modules.fit(facts.modules), *beside)
+
+    return hold
+
+
+def _check(ref: str, folder: Path | str, base_model: str | None, hold: Hold | None) -> AdapterCheck:
     from hub_router.lora.facts import inspect
 
     if isinstance(folder, str):
@@ -43,12 +52,7 @@ def _check(ref: str, folder: Path | str, base_model: str | None, model: nn.Modul
         facts = inspect(folder)
     except UnsupportedAdapterError as error:
         return AdapterCheck(ref, str(error).removeprefix("unsupported: "))
-    fits: tuple[Any, ...] = ()
-    if model is not None:
-        from hub_router.composition.fit import BaseModules, check_saved
-
-        fits = (*BaseModules(model).fit(facts.modules), *check_saved(model, facts.saved))
-    return AdapterCheck(ref, "", facts.notes, base_model, fits, facts)
+    return AdapterCheck(ref, "", facts.notes, base_model, hold(facts) if hold else (), facts)
 
 
 def _places(store: Store, ref: str | Path) -> Iterator[tuple[str, Path | str]]:
@@ -67,7 +71,7 @@ def _places(store: Store, ref: str | Path) -> Iterator[tuple[str, Path | str]]:
             below = adapter.path.relative_to(top).as_posix()
             name = str(ref) if below == "." else f"{str(ref).rstrip('/')}/{below}"
             # What leads out of the folder is not followed here either.
-            away = "is a link that leaves" in adapter.folder.problem or not adapter.path.is_dir()
+            away = adapter.leaves or not adapter.path.is_dir()
             yield name, adapter.folder.problem if away else adapter.path
         if not adapters:
             yield str(ref), top

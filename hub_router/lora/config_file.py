@@ -29,12 +29,22 @@ def read_config(folder: Path) -> AdapterConfig:
     Raises:
         UnsupportedAdapterError: no such file, not JSON, no LoRA of PEFT or MLX-LM, or a field that cannot be used.
     """
-    fields = _read_json(folder)
+    fields = read_fields(folder)
     return mlx_config(fields) if is_mlx(fields) else peft_config(fields)
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
-    """The config as a dictionary."""
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of ``adapter_config.json``, unchecked.
+
+    Args:
+        folder (Path): folder of the adapter.
+
+    Returns:
+        dict[str, Any]: a JSON object.
+
+    Raises:
+        UnsupportedAdapterError: no such file, one that is too large, or no JSON object.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         found = describe_folder(folder) if folder.is_dir() else None

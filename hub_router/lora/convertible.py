@@ -6,15 +6,13 @@ tensors differs from type to type, and decides whether the conversion can be don
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hub_router.errors import SettingsError, UnsupportedAdapterError
-from hub_router.formats import CONFIG_FILE
-from hub_router.lora.config_file import MAX_CONFIG_BYTES
+from hub_router.lora.config_file import read_fields
 from hub_router.lora.fields import short
 
 
@@ -87,14 +85,10 @@ def config_fields(folder: Path) -> Mapping[str, Any] | None:
     Returns:
         Mapping[str, Any] | None: None where there is none that can be read, which :func:`read_config` explains.
     """
-    path = folder / CONFIG_FILE
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            return None
-        fields = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except (OSError, ValueError, RecursionError):
+        return read_fields(folder)
+    except (UnsupportedAdapterError, OSError):
         return None
-    return fields if isinstance(fields, dict) else None
 
 
 def foreign_type(folder: Path) -> str | None:

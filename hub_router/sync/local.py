@@ -26,10 +26,17 @@ _SHOWN = 200
 
 @dataclass(frozen=True)
 class LocalAdapter:
-    """One adapter folder: its path, and what discovery says about it (paths relative to that folder)."""
+    """One adapter folder.
+
+    Args:
+        path (Path): the folder.
+        folder (AdapterFolder): what discovery says about it, paths relative to that folder.
+        leaves (bool): a file that it needs is a link to somewhere else.
+    """
 
     path: Path
     folder: AdapterFolder
+    leaves: bool = False
 
 
 def scan(top: Path, checkpoints: str = NEWEST) -> list[LocalAdapter]:
@@ -62,7 +69,7 @@ def scan(top: Path, checkpoints: str = NEWEST) -> list[LocalAdapter]:
         path = top.joinpath(*folder.subfolder.split("/")) if folder.subfolder else top
         if problem and f"{prefix}{CONFIG}" not in outside and sizes[f"{prefix}{CONFIG}"] <= CONFIG_BYTES:
             problem = "; ".join(part for part in (_config_fault(path / CONFIG), problem) if part)
-        found.append(LocalAdapter(path, replace(folder, subfolder="", files=files, problem=problem)))
+        found.append(LocalAdapter(path, replace(folder, subfolder="", files=files, problem=problem), bool(links)))
     return found + list(_strays(top, sizes))
 
 
