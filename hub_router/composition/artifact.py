@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 
 from hub_router.composition.assemble import stack
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.plan import Planner
 from hub_router.composition.reference import describe_base, loose_buffers
 from hub_router.errors import ArtifactError
 from hub_router.lora.adapter import LoraAdapter, LoraFactors, SavedParameter
@@ -38,10 +39,26 @@ FACTORS = "factors.safetensors"
 STATE = "state.safetensors"
 TOKENIZER = "tokenizer"
 FORMAT = "hub-router composition"
-VERSION = 2
+VERSION = 3
+# Version 2 knew no methods that decide per sequence, and is read as before.
+_READABLE = (2, VERSION)
 # No module path holds a space, so these keys never meet those of the router state.
 _BUFFER = "base buffer/"
 _SAVED = "base parameter/"
+_PLAN = "plan state/"
+
+
+@dataclass(frozen=True, eq=False)
+class SavedPlan:
+    """What a sequence-level method decides by.
+
+    Args:
+        encoder (str): name of the sentence encoder.
+        state (Mapping[str, torch.Tensor]): what its ``plan`` reads.
+    """
+
+    encoder: str
+    state: Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +73,7 @@ class Artifact:
         base (Mapping[str, Any]): how to get the base model back.
         buffers (Mapping[str, torch.Tensor]): what a checkpoint of the base model leaves out.
         tokenizer (Path | None): folder of the tokenizer, where one was saved.
+        plan (SavedPlan | None): of a method that decides per sequence.
     """
 
     method: str
@@ -65,6 +83,7 @@ class Artifact:
     base: Mapping[str, Any]
     buffers: Mapping[str, torch.Tensor]
     tokenizer: Path | None
+    plan: SavedPlan | None = None
 
 
 def write(
@@ -75,6 +94,7 @@ def write(
     updates: Sequence[RoutedUpdate],
     model: Any,
     tokenizer: Any,
+    planner: Planner | None = None,
 ) -> None:
     """Write a routed model; the folder appears whole or not at all.
 
@@ -85,6 +105,7 @@ def write(
         updates (Sequence[RoutedUpdate]): the live router state.
         model (PreTrainedModel): the base model.
         tokenizer (PreTrainedTokenizerBase | None): saved where there is one.
+        planner (Planner | None): of a method that decides per sequence.
 
     Raises:
         ArtifactError: the folder holds something else.
@@ -101,7 +122,8 @@ def write(
             "version": VERSION,
             "method": {"name": router.name, "hyperparameters": hyperparameters_of(router)},
             "adapters": _write_factors(fresh / FACTORS, adapters),
-            "modules": _write_state(fresh / STATE, updates, loose_buffers(model)),
+            "modules": _write_state(fresh / STATE, updates, _beside(model, planner)),
+            "encoder": None if planner is None else planner.encoder.name,
             "base": describe_base(model, fresh),
             "tokenizer": tokenizer is not None,
         }
@@ -134,7 +156,7 @@ def read(folder: Path) -> Artifact:
     except ValueError as error:
         raise ArtifactError(f"{path} is no JSON: {error}; save the composition again") from error
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else None
-    if found != (FORMAT, VERSION):
+    if found is None or found[0] != FORMAT or found[1] not in _READABLE:
         raise ArtifactError(f"{path} has format and version {found}, expected {(FORMAT, VERSION)}")
     try:
         return _decode(folder, manifest)
@@ -158,8 +180,9 @@ def _decode(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
             name: _prepared(name, entry, bank.modules[name], state) for name, entry in manifest["modules"].items()
         },
         base=manifest["base"],
-        buffers={name.removeprefix(_BUFFER): tensor for name, tensor in state.items() if name.startswith(_BUFFER)},
+        buffers=_under(_BUFFER, state),
         tokenizer=folder / TOKENIZER if manifest["tokenizer"] else None,
+        plan=None if manifest.get("encoder") is None else SavedPlan(manifest["encoder"], _under(_PLAN, state)),
     )
 
 
@@ -178,7 +201,14 @@ def _prepared(name: str, entry: Mapping[str, Any], bank: ModuleBank, state: Mapp
     else:
         chosen = select(bank, [bank.experts.index(expert) for expert in experts])
     tensors = {key: state[f"{name}/router/{key}"] for key in entry["tensors"]}
-    return Prepared(chosen, tensors, entry["merge"], entry["own_factors"], state.get(f"{name}/gains"))
+    return Prepared(
+        chosen,
+        tensors,
+        entry["merge"],
+        entry["own_factors"],
+        state.get(f"{name}/gains"),
+        state.get(f"{name}/shares"),
+    )
 
 
 def _put(fresh: Path, folder: Path, aside: Path) -> None:
@@ -245,16 +275,18 @@ def _adapter(number: int, entry: Mapping[str, Any], factors: Mapping[str, torch.
 
 
 def _write_state(
-    path: Path, updates: Sequence[RoutedUpdate], buffers: Mapping[str, torch.Tensor]
+    path: Path, updates: Sequence[RoutedUpdate], beside: Mapping[str, torch.Tensor]
 ) -> dict[str, dict[str, Any]]:
     """The state file, and the manifest's entry for each module."""
-    tensors = {_BUFFER + name: buffer for name, buffer in buffers.items()}
+    tensors = dict(beside)
     for update in updates:
         if update.own_factors is not None:
             A, B = update.own_factors
             tensors |= {f"{update.module}/A": A, f"{update.module}/B": B}
         if update.computed_gains is not None:
             tensors[f"{update.module}/gains"] = update.computed_gains
+        if update.shares is not None:
+            tensors[f"{update.module}/shares"] = update.shares
         tensors |= {f"{update.module}/router/{name}": tensor for name, tensor in update.state().items()}
     _save(tensors, path)
     return {
@@ -267,6 +299,19 @@ def _write_state(
         }
         for update in updates
     }
+
+
+def _beside(model: Any, planner: Planner | None) -> dict[str, torch.Tensor]:
+    """What belongs to no module: buffers that the base's checkpoint lacks, and what plans are made from."""
+    plan = {} if planner is None else planner.state
+    return {_BUFFER + name: buffer for name, buffer in loose_buffers(model).items()} | {
+        _PLAN + name: tensor for name, tensor in plan.items()
+    }
+
+
+def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors whose keys begin so, by the rest of the key."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -8,14 +8,13 @@ from torch import nn
 
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.maps import need_linear_map
+from hub_router.composition.plan import Planner
 from hub_router.errors import MissingError
+from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.bank import AdapterBank, build_bank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Prepared, Router
 from hub_router.routing.candidates import without_zero_updates
-
-Features = Mapping[str, Mapping[str, Spectrum]]
 
 
 def stack(adapters: Sequence[LoraAdapter]) -> AdapterBank:
@@ -30,20 +29,21 @@ def stack(adapters: Sequence[LoraAdapter]) -> AdapterBank:
     return without_zero_updates(build_bank(adapters))
 
 
-def prepare(router: Router, bank: AdapterBank, features: Features) -> dict[str, Prepared]:
+def prepare(router: Router, bank: AdapterBank, features: PoolFeatures) -> dict[str, Prepared]:
     """Let a method make its state for every module.
 
     Args:
         router (Router): the method.
         bank (AdapterBank): from :func:`stack`.
-        features (Mapping): spectra by adapter, then by module; may lack adapters and modules, and hold others.
+        features (PoolFeatures): spectra of a catalog; may lack adapters and modules, and hold others.
 
     Returns:
         dict[str, Prepared]: by module path, for every module that any adapter adapts.
     """
+    spectra = features.spectra
     return {
         name: router.prepare(
-            module, bank.adapters, {a: features[a][name] for a in bank.adapters if name in features.get(a, {})}
+            module, bank.adapters, {a: spectra[a][name] for a in bank.adapters if name in spectra.get(a, {})}
         )
         if module.ranks
         else Prepared(module, {})
@@ -52,7 +52,7 @@ def prepare(router: Router, bank: AdapterBank, features: Features) -> dict[str, 
 
 
 def make_updates(
-    model: nn.Module, router: Router, prepared: Mapping[str, Prepared], pool: int
+    model: nn.Module, router: Router, prepared: Mapping[str, Prepared], pool: int, planner: Planner | None = None
 ) -> dict[str, RoutedUpdate]:
     """Put each module's state where its linear map is.
 
@@ -61,6 +61,7 @@ def make_updates(
         router (Router): the method.
         prepared (Mapping[str, Prepared]): by module path.
         pool (int): number E of adapters.
+        planner (Planner | None): asks a router that decides per sequence.
 
     Returns:
         dict[str, RoutedUpdate]: ready to attach, in the device and dtype of each linear map's weight.
@@ -76,5 +77,5 @@ def make_updates(
                 f"module {name}: the base model's weight is on the meta device (offloaded, or not loaded); "
                 "load the base model onto a real device first"
             )
-        updates[name] = RoutedUpdate(router, state, pool, adapted)
+        updates[name] = RoutedUpdate(router, state, pool, adapted, planner)
     return updates

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hub_router.composition.bypass import is_read_past
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.plan import Planner, install, uninstall
 from hub_router.errors import RoutedStateError
 
 CHILD = "hub_router_update"
@@ -60,12 +61,13 @@ def need_unrouted(model: nn.Module) -> None:
         )
 
 
-def attach(model: nn.Module, updates: Mapping[str, RoutedUpdate]) -> None:
+def attach(model: nn.Module, updates: Mapping[str, RoutedUpdate], planner: Planner | None = None) -> None:
     """Add each update to the output of its linear map; all or none.
 
     Args:
         model (nn.Module): the base model.
         updates (Mapping[str, RoutedUpdate]): by module path.
+        planner (Planner | None): asks their router, where it decides per sequence.
 
     Raises:
         RoutedStateError: the model is routed already.
@@ -79,6 +81,8 @@ def attach(model: nn.Module, updates: Mapping[str, RoutedUpdate]) -> None:
             owner, _, leaf = name.rpartition(".")
             if is_read_past(parent := model.get_submodule(owner), leaf):
                 update.handles += _guard(parent, leaf, update)
+        if planner is not None:
+            install(model, planner)
     except BaseException:
         detach(model)
         raise
@@ -91,6 +95,8 @@ def detach(model: nn.Module) -> None:
         model (nn.Module): routed or not.
     """
     for linear, update in list(routed_updates(model)):
+        if update.planner is not None:
+            uninstall(model, update.planner)
         for handle in update.handles:
             handle.remove()
         del linear._modules[CHILD]

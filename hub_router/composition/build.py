@@ -10,12 +10,15 @@ from typing import Any
 from torch import nn
 
 from hub_router.composition.architecture import empty_model
-from hub_router.composition.assemble import Features, prepare, stack
+from hub_router.composition.assemble import prepare, stack
 from hub_router.composition.attach import need_unrouted
 from hub_router.composition.base_model import base_name, load_base
+from hub_router.composition.plan import TextEncoder
 from hub_router.composition.pool import AdapterSource, check_pool, read_pool
 from hub_router.composition.routed import RoutedModel
+from hub_router.composition.tasks import Samples, find_tasks, make_planner
 from hub_router.errors import MissingError
+from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.bank import AdapterBank
 from hub_router.routing.registry import create
@@ -29,7 +32,9 @@ def compose(
     method: str = "arrow",
     *,
     tokenizer: Any = None,
-    features: Features | None = None,
+    samples: Samples | None = None,
+    encoder: str | TextEncoder | None = None,
+    features: PoolFeatures | None = None,
     **hyperparameters: Any,
 ) -> RoutedModel:
     """Attach a pool of LoRA adapters to a base model, routed by one method.
@@ -43,14 +48,20 @@ def compose(
             names. Ranks and adapted modules may differ. Axis E of all weights follows this order.
         method (str): a name of ``hub-router methods``.
         tokenizer (PreTrainedTokenizerBase | None): for text in and out; logits need none.
-        features (Mapping | None): spectra of a catalog by adapter, then by module; what is missing is computed.
+        samples (Mapping[str, Sequence[str]] | None): inputs of each adapter's task by its name, for the methods that
+            compare the input with them (``retriever``, ``hilora``, ``hilora-gs``); 20 are enough.
+        encoder (str | TextEncoder | None): sentence encoder of those methods: a sentence-transformers model,
+            ``offline`` for the packaged one, or an object with ``name`` and ``encode``; default
+            ``hkunlp/instructor-base``.
+        features (PoolFeatures | None): what a catalog knows of the adapters; what is missing is computed.
         **hyperparameters (Any): the method's, where they differ from the paper's defaults.
 
     Returns:
         RoutedModel: holds the model, now routed.
 
     Raises:
-        MethodError: unknown method, invalid hyperparameter, or a pool that the method cannot route over.
+        MethodError: unknown method, invalid hyperparameter, a pool that the method cannot route over, or the method
+            lacks samples, encoder or tokenizer.
         UnsupportedAdapterError: lists the adapters that cannot be read, where all others fit.
         MissingError: the base model cannot be loaded, or is none.
         IncompatibleAdaptersError: lists every module of every adapter that does not fit the model,
@@ -74,13 +85,23 @@ def compose(
         plan = check_pool(empty_model(path), path, pool, unreadable, members)
     bank = stack(pool)
     router.check(bank)
+    features = features or PoolFeatures()
+    tasks = find_tasks(
+        router,
+        bank.adapters,
+        features=features,
+        samples=samples or {},
+        encoder=encoder,
+        tokenizer=tokenizer is not None or path is not None,
+    )
     if path is not None:
         if isinstance(model, str | Path):
             model, found = load_base(path)
         tokenizer = found if tokenizer is None else tokenizer
     notes = (*_notes(pool, bank, members), *plan.notes)
-    prepared = prepare(router, bank, features or {})
-    return RoutedModel.attached(model, tokenizer, pool, router, prepared, plan, notes)
+    prepared = prepare(router, bank, features)
+    planner = make_planner(router, bank, tasks, tokenizer)
+    return RoutedModel.attached(model, tokenizer, pool, router, prepared, plan, notes, planner)
 
 
 def _notes(pool: Sequence[LoraAdapter], bank: AdapterBank, members: Sequence[str]) -> list[str]:

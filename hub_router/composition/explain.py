@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from hub_router.composition.plan import Planner
 from hub_router.composition.text import encode, has_encoder, pad_token
-from hub_router.composition.trace import traced
+from hub_router.composition.trace import Trace, traced
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,14 @@ class Explanation:
     text: str
 
 
-def explain(model: Any, tokenizer: Any, adapters: tuple[str, ...], prompt: str, options: dict[str, Any]) -> Explanation:
+def explain(
+    model: Any,
+    tokenizer: Any,
+    adapters: tuple[str, ...],
+    prompt: str,
+    options: dict[str, Any],
+    planner: Planner | None = None,
+) -> Explanation:
     """Continue a prompt, then read the whole sequence once more with the weights recorded.
 
     The second reading gives weights for the last token, too, which generation never feeds back.
@@ -43,19 +52,15 @@ def explain(model: Any, tokenizer: Any, adapters: tuple[str, ...], prompt: str, 
         adapters (tuple[str, ...]): names along axis E.
         prompt (str): one prompt.
         options (dict[str, Any]): of transformers' ``generate``.
+        planner (Planner | None): of a method that decides per sequence; both readings follow the prompt's plan.
 
     Returns:
         Explanation: tokens, weights and the new text.
     """
     inputs = encode(model, tokenizer, [prompt])
     ids = inputs["input_ids"]  # [1, T_prompt]
-    output = model.generate(**inputs, **{"pad_token_id": pad_token(model, tokenizer), **options})
-    sequence = (output if isinstance(output, torch.Tensor) else output.sequences)[:1]  # [1, T]
-    read = {"input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
-    if has_encoder(model):
-        read = {**inputs, "decoder_input_ids": sequence}
-    with traced(model, adapters) as trace, torch.no_grad():
-        model(**read)
+    with planner.holding(ids, inputs.get("attention_mask")) if planner is not None else nullcontext():
+        sequence, trace = _read_twice(model, tokenizer, adapters, inputs, options)
     # A module that sees a part of the tokens, as an expert of a mixture does, cannot say whose they are.
     if has_encoder(model):
         weights, tokens = _two_sides(model, trace.weights, [ids[0].tolist(), sequence[0].tolist()], tokenizer)
@@ -71,6 +76,20 @@ def explain(model: Any, tokenizer: Any, adapters: tuple[str, ...], prompt: str, 
         adapters=adapters,
         text=tokenizer.decode(new.tolist(), skip_special_tokens=True),
     )
+
+
+def _read_twice(
+    model: Any, tokenizer: Any, adapters: tuple[str, ...], inputs: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[torch.Tensor, Trace]:
+    """Generate, then read it all with the weights recorded: the sequence ``(1, T)`` and the trace."""
+    output = model.generate(**inputs, **{"pad_token_id": pad_token(model, tokenizer), **options})
+    sequence = (output if isinstance(output, torch.Tensor) else output.sequences)[:1]
+    read = {"input_ids": sequence, "attention_mask": torch.ones_like(sequence)}
+    if has_encoder(model):
+        read = {**inputs, "decoder_input_ids": sequence}
+    with traced(model, adapters) as trace, torch.no_grad():
+        model(**read)
+    return sequence, trace
 
 
 def _two_sides(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, cast
 
 import torch
 from torch import nn
@@ -13,12 +14,22 @@ from torch.utils.hooks import RemovableHandle
 
 from hub_router.composition.dora import gain
 from hub_router.composition.maps import LinearMap
-from hub_router.composition.stacked import candidate_weights, expert_weights, gate_step
-from hub_router.errors import UnsupportedAdapterError
+from hub_router.composition.plan import Plan, Planner
+from hub_router.composition.stacked import (
+    Factors,
+    expert_weights,
+    gate_step,
+    is_sparse,
+    sparse_update,
+    weighted_candidates,
+)
+from hub_router.errors import RoutedStateError, UnsupportedAdapterError
 from hub_router.lora.bank import ModuleBank
-from hub_router.routing.base import Merge, Prepared, Router
+from hub_router.routing.base import Gates, Merge, Prepared, Router, SequenceRouter
 
 _STATE = "router_"
+# A plan that leaves more than this share of the components in use is followed with all of them.
+_MOST = 0.5
 
 
 class Recorder(Protocol):
@@ -29,31 +40,55 @@ class Recorder(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Some candidates of a module: the factors, and the router's tensors, that a plan needs."""
+
+    A: torch.Tensor
+    Bt: torch.Tensor
+    owners: torch.Tensor
+    components: torch.Tensor
+    filled: torch.Tensor | None
+    gains: torch.Tensor | None
+    shifts: torch.Tensor | None
+    candidates: int
+    experts: torch.Tensor
+    state: Mapping[str, torch.Tensor]
+
+
 class RoutedUpdate(nn.Module):
     """``B (g(x) * (A x))`` for one module, and what DoRA magnitudes and biases add; the base computes its own ``W x``.
 
     All tensors are non-persistent buffers: ``model.to(...)`` moves them, ``state_dict`` and ``save_pretrained`` do not
-    see them. They have the dtype of the linear map, the router's at least float32.
+    see them. They have the dtype of the linear map, the router's at least float32. It is
+    :class:`~hub_router.composition.stacked.Factors`, with all candidates.
 
     Args:
         router (Router): decides the gates.
         prepared (Prepared): the module's candidates, factors and router state.
         pool (int): number E of adapters in the pool.
         adapted (LinearMap): the linear map that is adapted.
+        planner (Planner | None): where the router decides per sequence, who asks it.
     """
 
     A: torch.Tensor
-    B: torch.Tensor
+    Bt: torch.Tensor
     owners: torch.Tensor
+    components: torch.Tensor
     experts: torch.Tensor
-    gains: torch.Tensor
-    shifts: torch.Tensor
+    filled: torch.Tensor | None
+    gains: torch.Tensor | None
+    shifts: torch.Tensor | None
+    shares: torch.Tensor | None
 
-    def __init__(self, router: Router, prepared: Prepared, pool: int, adapted: LinearMap) -> None:
+    def __init__(
+        self, router: Router, prepared: Prepared, pool: int, adapted: LinearMap, planner: Planner | None = None
+    ) -> None:
         super().__init__()
         bank = prepared.bank
         self.module = bank.module
         self.router = router
+        self.planner = planner
         self.pool = pool
         self.candidates = len(bank.ranks)
         self.ranks = bank.ranks
@@ -71,22 +106,35 @@ class RoutedUpdate(nn.Module):
         self.has_gains, self.has_shifts = self.computed_gains is not None, shifts is not None
         tensors = {
             "A": bank.A,
-            "B": bank.B,
+            "Bt": bank.B.mT,
             "owners": bank.component_experts,
+            "components": bank.components,
+            "filled": bank.filled,
             "experts": torch.tensor(bank.experts, dtype=torch.int64),
+            "gains": None,
+            "shifts": shifts,
+            "shares": prepared.shares,
             **{_STATE + name: tensor for name, tensor in prepared.tensors.items()},
         }
         if self.computed_gains is not None:
             gains = self.computed_gains
-            tensors["B"] = bank.B.to(gains) * gains.index_select(0, bank.component_experts.to(gains.device)).mT
+            tensors["Bt"] = bank.B.mT.to(gains) * gains.index_select(0, bank.component_experts.to(gains.device))
             tensors["gains"] = gains - 1.0
-            shifts = None if shifts is None else shifts.to(gains) * gains
-        if shifts is not None:
-            tensors["shifts"] = shifts
+            tensors["shifts"] = None if shifts is None else shifts.to(gains) * gains
+        # The part of the module that the latest plan uses, and that plan.
+        self._part: tuple[Plan, _Part] | None = None
+        self._put(tensors, adapted)
+
+    def _put(self, tensors: Mapping[str, torch.Tensor | None], adapted: LinearMap) -> None:
+        """Register the tensors where the linear map is, in its dtype."""
         device, dtype = adapted.weight.device, adapted.weight.dtype
         for name, tensor in tensors.items():
+            if tensor is None:
+                self.register_buffer(name, None, persistent=False)
+                continue
             # Scores decide who is chosen, so what they are made from stays in full precision.
-            wanted = torch.promote_types(tensor.dtype, torch.float32) if name.startswith(_STATE) else dtype
+            exact = name.startswith(_STATE) or name == "shares"
+            wanted = torch.promote_types(tensor.dtype, torch.float32) if exact else dtype
             kept = wanted if tensor.is_floating_point() else tensor.dtype
             cast = tensor.to(device=device, dtype=kept).contiguous()
             if kept == torch.float16 and not torch.isfinite(cast).all():
@@ -104,6 +152,7 @@ class RoutedUpdate(nn.Module):
             after = getattr(self, _STATE + name)
             if after.dtype != tensor.dtype:
                 setattr(self, _STATE + name, tensor.to(after.device))
+        self._part = None
         return self
 
     def state(self) -> Mapping[str, torch.Tensor]:
@@ -128,22 +177,94 @@ class RoutedUpdate(nn.Module):
         leading = x.shape if self.lookup else x.shape[:-1]
         if self.candidates == 0:
             if self.recorder is not None:
-                self.recorder.record(self.module, self.B.new_zeros(*leading, self.pool))
+                self.recorder.record(self.module, self.Bt.new_zeros(*leading, self.pool))
             return None
-        h = embedding(x, self.A.mT) if self.lookup else linear(x, self.A)  # [..., R]
-        gates = self.router.route(self.state(), x, h if self.router.projects else None)
+        factors: Factors = self
+        state, experts = self.state(), self.experts
+        if self.planner is not None:
+            part, rows = self._planned(leading)
+            factors, experts, state = part, part.experts, {**part.state, **rows}
+        h = self._project(x, factors) if self.router.projects else None
+        gates = self.router.route(state, x, h)
         if self.recorder is not None:
-            weights = expert_weights(gates, self.owners, self.experts, self.pool).detach()
-            self.recorder.record(self.module, weights.expand(*leading, self.pool))
-        update = linear(gate_step(h, gates, self.owners, self.candidates, self.merge), self.B)
-        if self.has_gains or self.has_shifts:
-            shares = candidate_weights(gates, self.owners, self.candidates).to(update.dtype)  # [..., C]
-            if self.has_shifts:
-                update = update + shares @ self.shifts
-            if self.has_gains:
-                assert base is not None
-                update = update + (shares @ self.gains) * base
+            self._record(gates, factors, experts, leading)
+        update = self._sum(x, h, gates, factors)
+        if factors.shifts is not None:
+            update = update + weighted_candidates(gates, factors, factors.shifts)
+        if factors.gains is not None:
+            assert base is not None
+            update = update + weighted_candidates(gates, factors, factors.gains) * base
         return update if scale is None else update * torch.as_tensor(scale).to(update)
+
+    def _project(self, x: torch.Tensor, factors: Factors) -> torch.Tensor:
+        """``A x``, all of it ``(..., R)``."""
+        return embedding(x, factors.A.mT) if self.lookup else linear(x, factors.A)
+
+    def _sum(self, x: torch.Tensor, h: torch.Tensor | None, gates: Gates, factors: Factors) -> torch.Tensor:
+        """The gated components' sum ``(..., D_out)``."""
+        if is_sparse(gates, factors) and not self.lookup:
+            return sparse_update(x, h, gates, factors, self.merge)
+        h = self._project(x, factors) if h is None else h
+        return gate_step(h, gates, factors.owners, factors.candidates, self.merge) @ factors.Bt
+
+    def _record(self, gates: Gates, factors: Factors, experts: torch.Tensor, leading: torch.Size) -> None:
+        assert self.recorder is not None
+        if self.shares is None:
+            weights = expert_weights(gates, factors, experts, self.pool).detach()
+        else:
+            weights = self.shares.to(torch.float32)
+        self.recorder.record(self.module, weights.expand(*leading, self.pool))
+
+    def _planned(self, leading: torch.Size) -> tuple[_Part, dict[str, torch.Tensor]]:
+        """The candidates that the plan at hand uses, and its rows beside the inputs."""
+        assert self.planner is not None
+        plan = self.planner.plan
+        if plan is None:
+            raise RoutedStateError(
+                f"module {self.module}: method {self.router.name!r} decides by the text of its input, which the model "
+                "reads; call the whole model, not a part of it"
+            )
+        if self._part is None or self._part[0].rows is not plan.rows:
+            self._part = (plan, self._restricted(plan))
+        return self._part[1], plan.spread(self.module, leading)
+
+    def _restricted(self, plan: Plan) -> _Part:
+        """What the plan needs of this module; everything, where that is most of it anyway."""
+        used = plan.rows["weights"].index_select(-1, self.experts).any(0)  # [C]
+        kept = used[self.owners]  # [R]
+        state = self.state()
+        if int(kept.count_nonzero()) > _MOST * self.A.shape[0]:
+            return _Part(
+                A=self.A,
+                Bt=self.Bt,
+                owners=self.owners,
+                components=self.components,
+                filled=self.filled,
+                gains=self.gains,
+                shifts=self.shifts,
+                candidates=self.candidates,
+                experts=self.experts,
+                state=state,
+            )
+        numbers, rows = (each.nonzero().squeeze(-1) for each in (used, kept))
+        router = cast(SequenceRouter, self.router)
+        place = torch.cumsum(kept, 0) - 1  # [R], where a kept component goes
+
+        def some(table: torch.Tensor | None) -> torch.Tensor | None:
+            return None if table is None else table.index_select(0, numbers)
+
+        return _Part(
+            A=self.A.index_select(0, rows),
+            Bt=self.Bt.index_select(0, rows),
+            owners=(torch.cumsum(used, 0) - 1)[self.owners.index_select(0, rows)],
+            components=place[self.components.index_select(0, numbers)],
+            filled=some(self.filled),
+            gains=some(self.gains),
+            shifts=some(self.shifts),
+            candidates=numbers.shape[0],
+            experts=self.experts.index_select(0, numbers),
+            state=router.restrict(state, numbers, rows),
+        )
 
 
 @torch.compiler.disable

@@ -31,9 +31,8 @@ def naive_update(
     if bank.lookup:
         x = one_hot(x, bank.d_in).to(bank.A.dtype)
     leading = x.shape[:-1]
-    last = gates.weights.shape[-1] if gates.indices is None else len(bank.ranks)
-    weights = gates.weights if gates.per == "component" else dense_weights(gates, len(bank.ranks))
-    weights = weights.expand(*leading, last).reshape(-1, last)
+    last = bank.A.shape[0] if gates.per == "component" else len(bank.ranks)
+    weights = dense_weights(gates, last).expand(*leading, last).reshape(-1, last)
     rows = []
     for token, row in zip(x.reshape(-1, bank.d_in), weights, strict=True):
         if gates.per == "component":

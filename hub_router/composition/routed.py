@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -16,13 +16,14 @@ from hub_router.composition.attach import attach, detach, need_unrouted, routed_
 from hub_router.composition.base_model import base_name, load_tokenizer
 from hub_router.composition.check import check_fit
 from hub_router.composition.explain import Explanation, explain
+from hub_router.composition.plan import Planner, TextEncoder
 from hub_router.composition.reference import check_base, restore_base
 from hub_router.composition.saved import Replacement, SavedPlan, plan_saved
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
 from hub_router.errors import HubRouterError, IncompatibleAdaptersError, RoutedStateError
 from hub_router.lora.adapter import LoraAdapter
-from hub_router.routing.base import Prepared, Router
+from hub_router.routing.base import Prepared, Router, SequenceRouter
 from hub_router.routing.registry import create
 
 _LOG = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class RoutedModel:
         method (Router): the routing method with its hyperparameters.
         replacement (Replacement): parameters of the base model that an adapter used alone replaces.
         notes (tuple[str, ...]): what a user should know about this composition.
+        planner (Planner | None): asks the method, where it decides per sequence.
     """
 
     def __init__(
@@ -48,11 +50,13 @@ class RoutedModel:
         method: Router,
         replacement: Replacement,
         notes: tuple[str, ...] = (),
+        planner: Planner | None = None,
     ) -> None:
         self._model = model
         self._pool = tuple(pool)
         self._attached = True
         self._replacement = replacement
+        self._planner = planner
         self.notes = notes
         self.tokenizer = tokenizer
         self.method = method
@@ -67,6 +71,7 @@ class RoutedModel:
         prepared: Mapping[str, Prepared],
         plan: SavedPlan,
         notes: Sequence[str],
+        planner: Planner | None = None,
     ) -> RoutedModel:
         """Attach a pool that was checked; if anything fails, the base model is as it was.
 
@@ -78,6 +83,7 @@ class RoutedModel:
             prepared (Mapping[str, Prepared]): its state, by module path.
             plan (SavedPlan): parameters that replace the base model's; DoRA's gains are those of the replaced weights.
             notes (Sequence[str]): what a user should know.
+            planner (Planner | None): asks the method, where it decides per sequence.
 
         Returns:
             RoutedModel: holds the model, now routed.
@@ -86,8 +92,8 @@ class RoutedModel:
             _LOG.warning("%s", note)
         replacement = Replacement(model, plan.replace)
         try:
-            attach(model, make_updates(model, method, prepared, len(pool)))
-            return cls(model, tokenizer, pool, method, replacement, tuple(notes))
+            attach(model, make_updates(model, method, prepared, len(pool), planner), planner)
+            return cls(model, tokenizer, pool, method, replacement, tuple(notes), planner)
         except BaseException:
             detach(model)
             replacement.restore()
@@ -182,7 +188,7 @@ class RoutedModel:
             RoutedStateError: after :meth:`detach`.
         """
         options = _with_length(max_new_tokens, options)
-        return explain(self.model, self._need_tokenizer(), self.adapters, prompt, options)
+        return explain(self.model, self._need_tokenizer(), self.adapters, prompt, options, self._planner)
 
     def trace(self) -> AbstractContextManager[Trace]:
         """Record the expert weights of every forward inside a with-block.
@@ -214,6 +220,7 @@ class RoutedModel:
                 updates=updates,
                 model=self._model,
                 tokenizer=self.tokenizer,
+                planner=self._planner,
             )
 
     @classmethod
@@ -223,6 +230,7 @@ class RoutedModel:
         model: Any = None,
         tokenizer: Any = None,
         device: torch.device | str | None = None,
+        encoder: TextEncoder | None = None,
     ) -> RoutedModel:
         """Read a routed model that :meth:`save` wrote.
 
@@ -232,6 +240,8 @@ class RoutedModel:
                 the one it was composed with.
             tokenizer (PreTrainedTokenizerBase | None): None takes the saved one.
             device (torch.device | str | None): where to put the base model; None leaves it where it is.
+            encoder (TextEncoder | None): of a method that decides per sequence; None loads the one that it was
+                composed with.
 
         Returns:
             RoutedModel: with the outputs of the one that was saved.
@@ -239,11 +249,16 @@ class RoutedModel:
         Raises:
             ArtifactError: a file is missing or was changed, or the base model has other weights.
             MissingError: the base model is not where it was.
+            EncoderUnavailableError: nor is the sentence encoder.
             IncompatibleAdaptersError: ``model`` has other modules.
         """
         folder = Path(folder).expanduser().absolute()
         saved = artifact.read(folder)
         router = create(saved.method, saved.hyperparameters)
+        if saved.plan is not None and encoder is None:
+            from hub_router.encoder import load_encoder
+
+            encoder = load_encoder(saved.plan.encoder)
         if model is None or isinstance(model, str | Path):
             moved = None if model is None else str(model)
             model = restore_base(saved.base, saved.buffers, folder, device, moved)
@@ -258,7 +273,10 @@ class RoutedModel:
         plan = plan_saved(model, saved.adapters, router.members([adapter.name for adapter in saved.adapters]))
         if plan.faults:
             raise IncompatibleAdaptersError(base_name(model), plan.faults)
-        return cls.attached(model, tokenizer, saved.adapters, router, saved.prepared, plan, plan.notes)
+        planner = None
+        if saved.plan is not None and encoder is not None:
+            planner = Planner(cast(SequenceRouter, router), saved.plan.state, encoder, tokenizer)
+        return cls.attached(model, tokenizer, saved.adapters, router, saved.prepared, plan, plan.notes, planner)
 
     def detach(self) -> Any:
         """Take the adapters off.

@@ -10,6 +10,7 @@ from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
 from hub_router.errors import HubRouterError, MethodError
 from hub_router.evaluate.accuracy import answer, answer_budget, exact_match
+from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.progress import SILENT, Advance, Progress
 from hub_router.records import Sample
@@ -58,7 +59,7 @@ def compare(
     tasks: Mapping[str, Sequence[Sample]],
     methods: Mapping[str, tuple[str, Mapping[str, Any]]],
     *,
-    features: Mapping[str, Any] | None = None,
+    features: PoolFeatures | None = None,
     batch_size: int = 64,
     progress: Progress = SILENT,
 ) -> Comparison:
@@ -71,7 +72,7 @@ def compare(
         tasks (Mapping[str, Sequence[Sample]]): samples by the name of the task's own adapter.
         methods (Mapping[str, tuple[str, Mapping]]): column title -> (method, hyperparameters); the method ``own``
             is ``single`` with each task's own adapter.
-        features (Mapping | None): catalog features by adapter name, handed to ``compose``.
+        features (PoolFeatures | None): what a catalog knows of the adapters, handed to ``compose``.
         batch_size (int): prompts per batch.
         progress (Progress): one step per prompt and method.
 
@@ -95,7 +96,7 @@ def compare(
         for title, (method, hyperparameters) in methods.items():
             # The oracle runs one small pool per task; every other method runs all tasks over the whole pool.
             if method == OWN:
-                runs = [("single", [pool[task]], {"adapter": task}, {task: scored[task]}) for task in scored]
+                runs: list[Any] = [("single", [pool[task]], {"adapter": task}, {task: scored[task]}) for task in scored]
             else:
                 runs = [(method, list(adapters), dict(hyperparameters), scored)]
             for name, members, settings, part in runs:

@@ -165,8 +165,8 @@ class Hub:
         Raises:
             EncoderUnavailableError: the encoder is neither cached nor reachable; spectra are kept.
         """
+        from hub_router.encoder import load_encoder
         from hub_router.search.embed import embed_missing
-        from hub_router.search.encoder import load_encoder
         from hub_router.search.index import refresh_index
 
         spectra, failed = index_spectra(self.store, self.progress)
@@ -219,7 +219,7 @@ class Hub:
                 raise NotInCatalogError(
                     "nothing is indexed for search yet; run: hub-router sync OWNER/REPO, then: hub-router index"
                 )
-        from hub_router.search.encoder import load_encoder
+        from hub_router.encoder import load_encoder
         from hub_router.search.ranking import search
 
         chosen = load_encoder(self._encoder_name(encoder))

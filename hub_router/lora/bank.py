@@ -80,6 +80,20 @@ class ModuleBank:
         numbers = torch.arange(len(self.ranks), device=self.A.device)
         return numbers.repeat_interleave(ranks, output_size=self.A.shape[0])  # [R]
 
+    @property
+    def components(self) -> torch.Tensor:
+        """Components of each candidate, int64 ``(K, r_max)``; its first one again where it has fewer."""
+        firsts, ranks = torch.tensor(self.offsets[:-1]), torch.tensor(self.ranks)
+        steps = torch.arange(max(self.ranks, default=0))
+        return torch.where(steps < ranks.unsqueeze(-1), firsts.unsqueeze(-1) + steps, firsts.unsqueeze(-1))
+
+    @property
+    def filled(self) -> torch.Tensor | None:
+        """Which entries of :attr:`components` are components, 1 or 0 ``(K, r_max)``; None where all are."""
+        if len(set(self.ranks)) < 2:
+            return None
+        return (torch.arange(max(self.ranks)) < torch.tensor(self.ranks).unsqueeze(-1)).to(torch.float32)
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ModuleBank:
         """The same bank on another device or in another dtype.
 
@@ -157,7 +171,8 @@ def _stack(
     ranks = tuple(factor.rank for factor in factors)
     total = sum(ranks)
     A = torch.empty(total, factors[0].d_in, dtype=dtype, device=device)
-    B = torch.empty(factors[0].d_out, total, dtype=dtype, device=device)
+    # Columns of B lie together in memory, as the engine multiplies them.
+    B = torch.empty(total, factors[0].d_out, dtype=dtype, device=device).mT
     start = 0
     with torch.no_grad():
         for factor in factors:

@@ -72,4 +72,7 @@ class Arrow:
         """See :class:`~hub_router.routing.base.Router`; SpectR's Eq. 5."""
         scores = project(x, tensors["P"]).abs()  # [..., C]
         chosen = top_k(scores, self.top_k)  # [..., K]
-        return Gates(torch.softmax(scores.gather(-1, chosen) / self.temperature, dim=-1), chosen)
+        selected = scores.gather(-1, chosen)
+        if self.temperature != 1.0:
+            selected = selected / self.temperature
+        return Gates(torch.softmax(selected, dim=-1), chosen)

@@ -7,20 +7,23 @@ How the families fit:
 
 - token level (Arrow, SpectR, LoRA-Mixer, PHATGOOSE, MAPLE): :meth:`Router.prepare` makes tensors, :meth:`Router.route`
   reads them. Trained gates are the same tensors with other values, so ``route`` takes them as an argument.
-- other factors (SpectR, LEGO, KnOTS, static merges): ``prepare`` returns a bank of its own in :class:`Prepared`.
+- other factors (SpectR): ``prepare`` returns a bank of its own in :class:`Prepared`.
+- one update made of all adapters (merged, LEGO, KnOTS, PEFT's merges): ``prepare`` returns a bank of one candidate and
+  the ``shares`` of the adapters in it.
 - components (HiLoRA's rank-one components): gates with ``per="component"``.
-- sequence level (LoraRetriever, HiLoRA): a ``plan`` that is asked once per sequence joins the protocol with the first
-  method that needs it; its rows reach ``route`` through ``tensors``, indexed by batch.
+- sequence level (LoraRetriever, HiLoRA): a :class:`SequenceRouter` is asked for a plan once per sequence; its rows
+  reach ``route`` in ``tensors``, one per leading index of x.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 
+from hub_router.gaussian import Gaussian
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.records import Spectrum
 
@@ -34,7 +37,8 @@ class Gates:
     Args:
         weights (torch.Tensor): ``(..., C)``; ``(..., K)`` beside indices; ``(..., R)`` for ``per="component"``. The
             leading axes are those of x, or absent where the gate does not depend on the token.
-        indices (torch.Tensor | None): int64 ``(..., K)``, the candidates that the K weights belong to; others get 0.
+        indices (torch.Tensor | None): int64 ``(..., K)``, the candidates that the K weights belong to, or with
+            ``per="component"`` the components; others get 0.
         per (str): what a weight gates: an ``expert`` with all its components, or one rank-one ``component``.
     """
 
@@ -54,6 +58,8 @@ class Prepared:
         own_factors (bool): whether the bank's factors are the method's and not the adapters' as they were read.
         gains (torch.Tensor | None): DoRA's gain of every candidate ``(C, D_out)``, 1 for plain LoRA; set where it was
             computed before, from base weights that may have been rounded since.
+        shares (torch.Tensor | None): for one update made of many adapters, how much of every adapter of the pool went
+            into it, ``(E,)``; the bank then holds a single candidate, under the pool position of any of them.
     """
 
     bank: ModuleBank
@@ -61,6 +67,7 @@ class Prepared:
     merge: Merge = "outputs"
     own_factors: bool = False
     gains: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
 
 class Router(Protocol):
@@ -124,5 +131,60 @@ class Router(Protocol):
 
         Returns:
             Gates: weights in float32 or wider.
+        """
+        ...
+
+
+@runtime_checkable
+class SequenceRouter(Router, Protocol):
+    """A method that decides once per input sequence which adapters take part, from an embedding of its text.
+
+    It needs samples of every adapter's task and a sentence encoder.
+    """
+
+    def plan_state(self, pool: AdapterBank, gaussians: Sequence[Gaussian]) -> dict[str, torch.Tensor]:
+        """What :meth:`plan` reads; saved with a composition.
+
+        Args:
+            pool (AdapterBank): every module's candidates.
+            gaussians (Sequence[Gaussian]): of the embedded samples of every adapter, in pool order.
+
+        Returns:
+            dict[str, torch.Tensor]: on the CPU.
+
+        Raises:
+            MethodError: lists the adapters with fewer samples than the method needs.
+        """
+        ...
+
+    def plan(
+        self, state: Mapping[str, torch.Tensor], embeddings: torch.Tensor, seeds: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
+        """Decide for each sequence by itself: a row never depends on the rows beside it.
+
+        Args:
+            state (Mapping[str, torch.Tensor]): from :meth:`plan_state`.
+            embeddings (torch.Tensor): unit vectors of the sequences' texts, float64 ``(B, D)``.
+            seeds (Sequence[int]): a number per sequence, made from its text, for those that draw.
+
+        Returns:
+            dict[str, torch.Tensor]: ``(B, ...)``; columns of adapters follow the pool. At :meth:`Router.route` they
+            stand in ``tensors`` under the same names, as ``(B, 1, ...)`` for x ``(B, T, D_in)``. Of the key ``weights``
+            ``(B, E)`` an adapter with 0 in all rows takes no part in the batch.
+        """
+        ...
+
+    def restrict(
+        self, tensors: Mapping[str, torch.Tensor], numbers: torch.Tensor, components: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """One module's state for those candidates alone that a batch's plans use; the plan's rows stay as they are.
+
+        Args:
+            tensors (Mapping[str, torch.Tensor]): :attr:`Prepared.tensors`, on x's device.
+            numbers (torch.Tensor): candidates that are kept (0 .. C-1, not pool positions), int64, ascending.
+            components (torch.Tensor): rows of A that are kept, all those of these candidates, int64, ascending.
+
+        Returns:
+            dict[str, torch.Tensor]: what ``prepare`` would have made of the smaller bank.
         """
         ...

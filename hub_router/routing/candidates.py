@@ -31,7 +31,7 @@ def select(bank: ModuleBank, numbers: Sequence[int]) -> ModuleBank:
     return replace(
         bank,
         A=bank.A.index_select(0, rows),
-        B=bank.B.index_select(1, rows),
+        B=bank.B.mT.index_select(0, rows).mT,
         ranks=tuple(bank.ranks[number] for number in numbers),
         experts=experts,
         extras={expert: extra for expert, extra in bank.extras.items() if expert in experts},
@@ -59,6 +59,25 @@ def without_zero_updates(pool: AdapterBank) -> AdapterBank:
     return AdapterBank(adapters=pool.adapters, modules=modules)
 
 
+def need_plain_factors(pool: AdapterBank, method: str) -> None:
+    """Refuse a pool that cannot become one update of two factors: candidates are more than B A.
+
+    Args:
+        pool (AdapterBank): stacked factors of a pool.
+        method (str): what needs it, as the message names it.
+
+    Raises:
+        MethodError: lists the adapters that are more than B A.
+    """
+    more = sorted({expert for bank in pool.modules.values() for expert in bank.extras})
+    if more:
+        raise MethodError(
+            f"{method} merges the factors, which leaves no place for DoRA magnitudes and biases, but these adapters "
+            f"have some: {', '.join(repr(pool.adapters[e]) for e in more)}; choose a method that sums outputs, such as "
+            "'uniform'"
+        )
+
+
 def need_averageable_factors(pool: AdapterBank, method: str) -> None:
     """Refuse a pool whose factors cannot be averaged: candidates of a module differ in rank, or are more than B A.
 
@@ -69,12 +88,7 @@ def need_averageable_factors(pool: AdapterBank, method: str) -> None:
     Raises:
         MethodError: lists the adapters that are more than B A, or the adapters' ranks, once for every different case.
     """
-    more = sorted({expert for bank in pool.modules.values() for expert in bank.extras})
-    if more:
-        raise MethodError(
-            f"{method} averages the factors, which leaves no place for DoRA magnitudes and biases, but these adapters "
-            f"have some: {', '.join(repr(pool.adapters[e]) for e in more)}; choose a method with merge='outputs'"
-        )
+    need_plain_factors(pool, method)
     cases: dict[tuple[tuple[str, int], ...], list[str]] = defaultdict(list)
     for name, bank in pool.modules.items():
         if len(set(bank.ranks)) > 1:
@@ -88,7 +102,28 @@ def need_averageable_factors(pool: AdapterBank, method: str) -> None:
         for ranks, names in cases.items()
     ]
     raise MethodError(
-        f"{method} averages the factors and needs adapters of equal rank per module, got different ranks:\n"
+        f"{method} merges the factors entry by entry and needs adapters of equal rank per module, got different "
+        "ranks:\n"
         + "\n".join(lines)
-        + "\nchoose adapters of one rank, or a method with merge='outputs'"
+        + "\nchoose adapters of one rank, or a method that sums outputs, such as 'uniform' or one with merge='outputs'"
     )
+
+
+def need_gateable_components(pool: AdapterBank, method: str, instead: str) -> None:
+    """Refuse a pool whose updates are more than their rank-one components.
+
+    Args:
+        pool (AdapterBank): stacked factors of a pool.
+        method (str): what needs it, as the message names it.
+        instead (str): a method that gates whole adapters, to suggest.
+
+    Raises:
+        MethodError: lists the adapters with DoRA magnitudes or biases, which no single component owns.
+    """
+    more = sorted({expert for bank in pool.modules.values() for expert in bank.extras})
+    if more:
+        raise MethodError(
+            f"{method} gates single components, which does not say how much of a DoRA magnitude or a bias to add, but "
+            f"these adapters have some: {', '.join(repr(pool.adapters[e]) for e in more)}; leave them out, or choose a "
+            f"method that gates whole adapters, such as {instead!r}"
+        )

@@ -20,5 +20,7 @@ def project(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return embedding(x, rows.mT).to(torch.promote_types(rows.dtype, torch.float32))
     wide = torch.promote_types(x.dtype, torch.float32)
     # In half precision one score in a few dozen would tie with another, and the earlier adapter would win.
-    with torch.autocast(x.device.type, enabled=False):
-        return linear(x.to(wide), rows.to(wide))
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return linear(x.to(wide), rows.to(wide))
+    return linear(x.to(wide), rows.to(wide))

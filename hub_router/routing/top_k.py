@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import torch
 
+# Up to so many scores a stable sort takes less time than anything else.
+_FEW = 1 << 10
+
 
 def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k largest scores along the last axis; among equal scores the lowest index wins.
 
-    ``torch.topk`` leaves the choice among equals open. Here each score becomes an integer that sorts as its float32
-    value does, with the index below it, so that no two keys are equal.
+    ``torch.topk`` leaves the choice among equals open. Where the k + 1 best of every row differ there is nothing to
+    choose; else each score becomes an integer that sorts as its float32 value does, with the index below it, so that no
+    two are equal.
 
     Args:
         scores (torch.Tensor): ``(..., C)``, compared in float32.
@@ -18,11 +22,26 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     Returns:
         torch.Tensor: int64 ``(..., K)`` with K = min(k, C), best first.
     """
+    scores = scores.detach().to(torch.float32)
     count = scores.shape[-1]
+    k = min(k, count)
+    # To look at values costs a graph break when compiled, and on a GPU a wait for it.
+    if torch.compiler.is_compiling() or scores.device.type != "cpu":
+        return _by_keys(scores, k)
+    if scores.numel() <= _FEW:
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    values, indices = scores.topk(min(k + 1, count), dim=-1)
+    if (values[..., 1:] < values[..., :-1]).all():
+        return indices[..., :k]
+    return _by_keys(scores, k)
+
+
+def _by_keys(scores: torch.Tensor, k: int) -> torch.Tensor:
+    """The same, of float32 scores, through int64 keys."""
     # Adding zero turns -0.0 into 0.0, which would sort apart as bit patterns.
-    bits = (scores.detach().to(torch.float32) + 0.0).contiguous().view(torch.int32)
+    bits = (scores + 0.0).view(torch.int32)
     # Bit patterns of negative floats grow with the magnitude; flipping them makes the order that of the values.
     ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    ranks = torch.arange(count - 1, -1, -1, device=scores.device)
+    ranks = torch.arange(scores.shape[-1] - 1, -1, -1, device=scores.device)
     keys = (ordered.to(torch.int64) << 32) | ranks  # [..., C]
-    return keys.topk(min(k, count), dim=-1).indices
+    return keys.topk(k, dim=-1).indices

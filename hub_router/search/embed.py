@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hub_router.encoder import Encoder
 from hub_router.progress import SILENT, Progress
-from hub_router.search.encoder import Encoder
 from hub_router.search.texts import TaskText, task_texts, text_hash
 from hub_router.store.features import Embedding, adapter_texts, save_embeddings, stale_embeddings
 from hub_router.store.index_rows import known_vectors

@@ -9,7 +9,8 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from hub_router.errors import HubRouterError, MethodError, NotInCatalogError
-from hub_router.records import AdapterRecord, CompositionRecord, Spectrum, standing
+from hub_router.features import PoolFeatures
+from hub_router.records import AdapterRecord, CompositionRecord, standing
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
@@ -134,14 +135,16 @@ def usable(session: Session, name: str) -> CompositionRecord:
     return composition
 
 
-def features(session: Session, composition: CompositionRecord) -> dict[str, dict[str, Spectrum]]:
-    """Current spectra of a composition's members.
+def features(session: Session, composition: CompositionRecord) -> PoolFeatures:
+    """What the catalog knows of a composition's members: their current spectra.
 
     Args:
         session (Session): a reading session.
         composition (CompositionRecord): a usable composition.
 
     Returns:
-        dict[str, dict[str, Spectrum]]: by the member's name in the pool, then by module; empty where not indexed.
+        PoolFeatures: by the member's name in the pool; empty where not indexed.
     """
-    return {member.name: feature_queries.load_spectra(session, member.adapter.id) for member in composition.members}
+    return PoolFeatures(
+        spectra={m.name: feature_queries.load_spectra(session, m.adapter.id) for m in composition.members}
+    )

@@ -20,6 +20,7 @@ from hub_router.composition.maps import LinearMap
 from hub_router.composition.naive import naive_update
 from hub_router.composition.routed import RoutedModel
 from hub_router.errors import MethodError
+from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.bank import AdapterBank, Extra, ModuleBank
 from hub_router.routing.base import Gates, Prepared
@@ -75,7 +76,7 @@ def test_a_mix_equals_the_loops(kind: str, method: str, options: dict[str, Any])
     router, bank = create(method, options), stack(pool(lookup))
     base = model(kind)
     adapted = LinearMap(base["map"], lookup)  # type: ignore[index]
-    prepared = prepare(router, bank, {})["map"]
+    prepared = prepare(router, bank, PoolFeatures())["map"]
     update = RoutedUpdate(router, prepared, 5, adapted)
     x = (
         torch.randint(0, D_IN, (2, 7), generator=torch.Generator().manual_seed(3))
@@ -111,7 +112,7 @@ def test_a_mix_equals_the_loops(kind: str, method: str, options: dict[str, Any])
 @pytest.mark.parametrize(("method", "options"), [("merged", {}), ("spectr", {"merge": "factors"})])
 def test_factors_cannot_be_averaged_with_more_than_factors(method: str, options: dict[str, Any]) -> None:
     with pytest.raises(
-        MethodError, match=r"DoRA magnitudes and biases.*'dora', 'biased', 'other'; choose a method with"
+        MethodError, match=r"DoRA magnitudes and biases.*'dora', 'biased', 'other'; choose a method that sums outputs"
     ):
         create(method, options).check(stack(pool()))
 

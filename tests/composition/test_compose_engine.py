@@ -17,6 +17,7 @@ from hub_router.composition.assemble import prepare, stack
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.maps import LinearMap
 from hub_router.composition.naive import naive_update
+from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.routing.base import Gates, Prepared, Router
@@ -82,7 +83,7 @@ def test_stacked_equals_naive_forward_and_backward(
     router: Router, ranks: Sequence[int], shape: tuple[int, ...]
 ) -> None:
     bank = stack(pool(ranks, 24, 20))
-    state = prepare(router, bank, {})["proj"]
+    state = prepare(router, bank, PoolFeatures())["proj"]
     update = RoutedUpdate(router, state, 3, LinearMap(nn.Linear(state.bank.d_in, state.bank.d_out), lookup=False))
     x = torch.randn(*shape, 24, generator=torch.Generator().manual_seed(2), requires_grad=True)
     got = update(x)
@@ -101,7 +102,7 @@ def test_stacked_equals_naive_forward_and_backward(
 
 def test_component_gates_are_traced_as_their_mean_per_expert() -> None:
     router = LargestComponents(count=2)
-    state = prepare(router, stack(pool((1, 3), 8, 6)), {})["proj"]
+    state = prepare(router, stack(pool((1, 3), 8, 6)), PoolFeatures())["proj"]
     update = RoutedUpdate(router, state, 2, LinearMap(nn.Linear(state.bank.d_in, state.bank.d_out), lookup=False))
     seen = []
     update.recorder = type("Keep", (), {"record": lambda self, module, weights: seen.append(weights)})()
@@ -132,7 +133,7 @@ class LargestOutput(TorchDispatchMode):
 def test_nothing_of_size_tokens_experts_width_is_made(method: str, options: dict[str, Any]) -> None:
     tokens, experts, rank, d_in, d_out = 40, 16, 2, 128, 96
     router = create(method, options)
-    state = prepare(router, stack(pool([rank] * experts, d_in, d_out)), {})["proj"]
+    state = prepare(router, stack(pool([rank] * experts, d_in, d_out)), PoolFeatures())["proj"]
     update = RoutedUpdate(router, state, experts, LinearMap(nn.Linear(state.bank.d_in, state.bank.d_out), lookup=False))
     x = torch.randn(tokens, d_in, requires_grad=True)
     with LargestOutput() as mode:

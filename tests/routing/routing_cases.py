@@ -11,6 +11,7 @@ from torch import nn
 from hub_router.composition.assemble import prepare, stack
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.maps import LinearMap
+from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.routing.base import Prepared, Router
 
@@ -89,7 +90,7 @@ def make_update(router: Router, case: Case, dtype: torch.dtype = torch.float32) 
     """The engine's update of MODULE for this pool."""
     bank = stack(case.adapters)
     router.check(bank)
-    prepared = prepare(router, bank, {})[MODULE]
+    prepared = prepare(router, bank, PoolFeatures())[MODULE]
     return RoutedUpdate(router, prepared, len(case.adapters), some_map(prepared, dtype))
 
 

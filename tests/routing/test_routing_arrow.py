@@ -23,6 +23,7 @@ from routing_cases import (
 
 from hub_router.composition.assemble import prepare, stack
 from hub_router.errors import MethodError
+from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraFactors
 from hub_router.records import Spectrum
 from hub_router.routing.arrow import Arrow
@@ -85,7 +86,7 @@ def test_takes_prototypes_from_the_catalog() -> None:
     direction = np.zeros(case.d_in, dtype=np.float32)
     direction[5] = 1.0
     known = Spectrum(MODULE, np.ones(4, dtype=np.float32), direction, ambiguous=False)
-    state = prepare(Arrow(), bank, {"adapter-1": {MODULE: known}, "stranger": {MODULE: known}})[MODULE]
+    state = prepare(Arrow(), bank, PoolFeatures({"adapter-1": {MODULE: known}, "stranger": {MODULE: known}}))[MODULE]
     assert torch.equal(state.tensors["P"][1], torch.from_numpy(direction))
     assert math.isclose(state.tensors["P"][0].norm().item(), 1.0, rel_tol=1e-5)
 
@@ -94,7 +95,7 @@ def test_catalog_prototype_of_another_width_is_refused() -> None:
     case = make_case([4, 4], (3,))
     known = Spectrum(MODULE, np.ones(4, dtype=np.float32), np.ones(7, dtype=np.float32), ambiguous=False)
     with pytest.raises(MethodError, match=r"'adapter-0'.*\(7,\), expected \(24,\).*hub-router index"):
-        prepare(Arrow(), stack(case.adapters), {"adapter-0": {MODULE: known}})
+        prepare(Arrow(), stack(case.adapters), PoolFeatures({"adapter-0": {MODULE: known}}))
 
 
 def test_module_whose_updates_are_all_zero_is_the_base_module() -> None:

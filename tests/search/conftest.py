@@ -30,7 +30,7 @@ def world(store: Store, tmp_path: Path) -> World:
 
 @pytest.fixture(scope="session")
 def offline():
-    from hub_router.search.encoder import load_encoder
+    from hub_router.encoder import load_encoder
 
     return load_encoder("offline")
 

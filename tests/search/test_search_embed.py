@@ -8,9 +8,9 @@ import pytest
 from search_world import World
 from sqlalchemy import select
 
+from hub_router.encoder import Encoder
 from hub_router.progress import Advance
 from hub_router.search.embed import embed_missing
-from hub_router.search.encoder import Encoder
 from hub_router.search.index import refresh_index
 from hub_router.search.ranking import search
 from hub_router.search.texts import text_hash

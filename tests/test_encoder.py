@@ -20,11 +20,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from hub_router.demo.hubserver import LoopbackHub
+from hub_router.encoder import INSTRUCTION, Encoder, load_encoder, locate
 from hub_router.errors import EncoderUnavailableError, HubRouterError
 from hub_router.progress import Advance
-from hub_router.search.encoder import INSTRUCTION, Encoder, load_encoder, locate
 
 TEXTS = ["is this review positive ?", "translate", "review : a film about rain and a long road home"]
+
+
+@pytest.fixture(scope="module")
+def offline() -> Encoder:
+    return load_encoder("offline")
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +175,7 @@ def test_code_of_a_model_is_never_run(tiny_model: Path, tmp_path: Path) -> None:
 # huggingface_hub reads its environment once, so each world of the Hub needs a process.
 PROBE = """
 import json, pathlib, sys, time
-from hub_router.search import encoder as e
+from hub_router import encoder as e
 from hub_router.errors import EncoderUnavailableError
 e.PROBE_SECONDS = 1.0
 answers = []

@@ -1,0 +1,128 @@
+"""What a sequence-level method needs beside the adapters: samples of their tasks, an encoder, a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hub_router.composition.plan import Planner, TextEncoder
+from hub_router.errors import EncoderUnavailableError, MethodError
+from hub_router.features import PoolFeatures
+from hub_router.gaussian import Gaussian, fit
+from hub_router.lora.bank import AdapterBank
+from hub_router.routing.base import Router, SequenceRouter
+
+# Samples of a task that its Gaussian is fitted to (HiLoRA, Sec. 4.1).
+SAMPLES = 20
+
+Samples = Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """The tasks of a pool as a sequence-level method sees them.
+
+    Args:
+        gaussians (Sequence[Gaussian]): of each adapter's embedded samples, in pool order.
+        encoder (TextEncoder): that embedded them, and embeds the inputs.
+    """
+
+    gaussians: Sequence[Gaussian]
+    encoder: TextEncoder
+
+
+def find_tasks(
+    router: Router,
+    adapters: Sequence[str],
+    *,
+    features: PoolFeatures,
+    samples: Samples,
+    encoder: str | TextEncoder | None,
+    tokenizer: bool,
+) -> Tasks | None:
+    """Gather what a method needs, or say in one error what is missing; nothing is loaded before all is there.
+
+    Args:
+        router (Router): the method.
+        adapters (Sequence[str]): names of the pool.
+        features (PoolFeatures): of a catalog; may lack adapters.
+        samples (Mapping[str, Sequence[str]]): sample inputs by adapter, preferred to the catalog's.
+        encoder (str | TextEncoder | None): sentence encoder; None takes the one of the features, or the default one.
+        tokenizer (bool): whether there is, or will be, a tokenizer to read the model's inputs with.
+
+    Returns:
+        Tasks | None: None where the method decides per token, or not at all.
+
+    Raises:
+        MethodError: lists the adapters without samples, and whatever else is missing.
+    """
+    if not isinstance(router, SequenceRouter):
+        return None
+    # Where samples are to be embedded they have to be embedded by the encoder of the Gaussians beside them.
+    name = encoder if isinstance(encoder, str) else encoder.name if encoder is not None else features.encoder
+    known = features.gaussians if name in (None, features.encoder) else {}
+    faults = []
+    lacking = [each for each in adapters if not samples.get(each) and each not in known]
+    if lacking:
+        faults.append(
+            f"it compares the input with samples of every adapter's task, and there are none of: {', '.join(lacking)} "
+            "(pass compose(..., samples={name: [input, ...]}), or in the catalog: hub-router samples add, then "
+            "hub-router index)"
+        )
+    strangers = [each for each in samples if each not in adapters]
+    if strangers:
+        faults.append(f"samples are given for names that are not in the pool: {', '.join(strangers)}")
+    if not tokenizer:
+        faults.append("it reads the text of the model's inputs, and there is no tokenizer (tokenizer=...)")
+    if encoder is None or isinstance(encoder, str):
+        from hub_router.encoder import locate
+
+        try:
+            locate(name)
+        except EncoderUnavailableError as error:
+            faults.append(str(error))
+    if faults:
+        raise MethodError(f"method {router.name!r} lacks what it needs: {'; '.join(faults)}")
+    return _embed(adapters, samples, known, encoder, name)
+
+
+def make_planner(router: Router, bank: AdapterBank, tasks: Tasks | None, tokenizer: Any) -> Planner | None:
+    """Who asks a sequence-level method for its plans.
+
+    Args:
+        router (Router): the method.
+        bank (AdapterBank): the pool, stacked.
+        tasks (Tasks | None): from :func:`find_tasks`.
+        tokenizer (PreTrainedTokenizerBase): of the base model.
+
+    Returns:
+        Planner | None: None where the method decides per token, or not at all.
+    """
+    if tasks is None or not isinstance(router, SequenceRouter):
+        return None
+    return Planner(router, router.plan_state(bank, tasks.gaussians), tasks.encoder, tokenizer)
+
+
+def _embed(
+    adapters: Sequence[str],
+    samples: Samples,
+    known: Mapping[str, Gaussian],
+    encoder: str | TextEncoder | None,
+    name: str | None,
+) -> Tasks:
+    """Load the encoder, embed the samples, fit what is not known."""
+    if encoder is None or isinstance(encoder, str):
+        from hub_router.encoder import load_encoder
+
+        encoder = load_encoder(name)
+    gaussians = []
+    for each in adapters:
+        if samples.get(each):
+            texts = list(dict.fromkeys(samples[each]))[:SAMPLES]
+            gaussians.append(fit(np.asarray(encoder.encode(texts))))
+        else:
+            gaussians.append(known[each])
+    return Tasks(gaussians, encoder)
