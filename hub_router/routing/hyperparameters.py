@@ -58,16 +58,41 @@ def positive(default: float, *, help: str) -> Any:
     Returns:
         Any: the field.
     """
+    rule = Rule("a finite number above 0", lambda value: 0 < _number(value) < math.inf, float)
+    return field(default=default, metadata={_RULE: rule, _HELP: help})
 
-    def accepts(value: Any) -> bool:
-        if not isinstance(value, Real) or isinstance(value, bool):
-            return False
-        try:
-            return 0 < float(value) < math.inf
-        except OverflowError:
-            return False
 
-    return field(default=default, metadata={_RULE: Rule("a finite number above 0", accepts, float), _HELP: help})
+def fraction(default: float, *, help: str) -> Any:
+    """A dataclass field that holds a share of a whole: above 0, at most 1.
+
+    Args:
+        default (float): the paper's value.
+        help (str): one line for users.
+
+    Returns:
+        Any: the field.
+    """
+    rule = Rule("a number above 0, at most 1", lambda value: 0 < _number(value) <= 1, float)
+    return field(default=default, metadata={_RULE: rule, _HELP: help})
+
+
+def optional_integer(*, at_least: int, help: str) -> Any:
+    """A dataclass field that holds an integer, or None, its default.
+
+    Args:
+        at_least (int): smallest valid value.
+        help (str): one line for users, which says what None means.
+
+    Returns:
+        Any: the field.
+    """
+    given = rule_of(integer(at_least, at_least=at_least, help=help))
+    rule = Rule(
+        f"{given.valid}, or None",
+        lambda value: value is None or given.accepts(value),
+        lambda value: None if value is None else given.plain(value),
+    )
+    return field(default=None, metadata={_RULE: rule, _HELP: help})
 
 
 def choice(default: str, *, among: Sequence[str], help: str) -> Any:
@@ -155,3 +180,13 @@ def validate(method: Any) -> None:
     for each in fields(method):
         # The method's dataclass is frozen, also for its own __post_init__.
         object.__setattr__(method, each.name, rule_of(each).plain(given[each.name]))
+
+
+def _number(value: Any) -> float:
+    """A real number as a float; NaN, which breaks every rule, for everything else."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan

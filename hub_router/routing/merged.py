@@ -12,6 +12,7 @@ from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_averageable_factors
+from hub_router.routing.one_update import one_update, whole
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,12 @@ class Merged:
         return tuple(adapters)
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
-        """See :class:`~hub_router.routing.base.Router`; everybody scores the same."""
-        return Prepared(bank, {"scores": torch.zeros(len(bank.ranks))}, merge="factors")
+        """See :class:`~hub_router.routing.base.Router`; the mean factors."""
+        count = len(bank.ranks)
+        A = bank.A.unflatten(0, (count, -1)).mean(0)  # [r, D_in]
+        B = bank.B.unflatten(1, (count, -1)).mean(1)  # [D_out, r]
+        return one_update(bank, A, B, torch.full((count,), 1 / count), adapters)
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
-        """See :class:`~hub_router.routing.base.Router`; the softmax of equal scores is 1/C each."""
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return Gates(torch.softmax(tensors["scores"].to(wide), dim=-1))  # [C]
+        """See :class:`~hub_router.routing.base.Router`; the one adapter gets all."""
+        return whole(x)

@@ -11,9 +11,16 @@ from typing import Any
 from hub_router.errors import MethodError
 from hub_router.routing.arrow import Arrow
 from hub_router.routing.base import Router
+from hub_router.routing.hilora import Hilora
+from hub_router.routing.hilora_gs import HiloraGs
+from hub_router.routing.hilora_roc import HiloraRoc
 from hub_router.routing.hyperparameters import help_of, invalid, rule_of
+from hub_router.routing.knots import Knots
+from hub_router.routing.lego import Lego
 from hub_router.routing.merged import Merged
 from hub_router.routing.no_adapter import Base
+from hub_router.routing.peft_merge import MERGES
+from hub_router.routing.retriever import Retriever
 from hub_router.routing.single import Single
 from hub_router.routing.spectr import Spectr
 from hub_router.routing.uniform import Uniform
@@ -28,6 +35,13 @@ METHODS: Mapping[str, type[Router]] = MappingProxyType(
             Merged,
             Arrow,
             Spectr,
+            Retriever,
+            Hilora,
+            HiloraGs,
+            HiloraRoc,
+            Lego,
+            *MERGES,
+            Knots,
         )
     }
 )

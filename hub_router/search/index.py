@@ -1,22 +1,14 @@
 """The FAISS index of one encoder's task vectors: a cache on disk, rebuilt wherever it does not match the store.
 
-An index is a folder that is never changed once ``current.json`` names it; that file is replaced atomically and says
-which generation of the encoder's embeddings the folder holds. Two processes may build at once: each publishes a whole
-folder, and the later one stays. Small catalogs are scanned exactly. Large ones are searched in the nearest cells of an
-inverted file of float16 that is mapped into memory, and brought up to date by replacing the rows that changed.
+Small catalogs are scanned exactly. Large ones are searched in the nearest cells of an inverted file of float16 that is
+mapped into memory, and brought up to date by replacing the rows that changed.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import re
-import shutil
 import time
-import uuid
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +17,8 @@ import faiss
 import numpy as np
 from sqlalchemy.orm import Session
 
-from hub_router.search.vectors import CARD, SAMPLE, adapters_of, row_number, task_vectors
+from hub_router.search.cache import UNREADABLE, UNWRITABLE, Build, changes, current_build, home_of, publish
+from hub_router.search.vectors import CARD, PER_ADAPTER, SAMPLE, adapters_of, row_number, task_vectors
 from hub_router.store.features import EmbeddingState, embedding_state, encoders
 from hub_router.store.index_rows import embedding_marks, embedding_rows
 from hub_router.store.session import Store
@@ -33,27 +26,10 @@ from hub_router.store.session import Store
 EXACT_ROWS = 20_000
 PROBED_SHARE = 16
 CHANGED_SHARE = 0.2
-_POINTER = "current.json"
 _VECTORS = "vectors.faiss"
 _MARKS = "marks.npy"
-_ABANDONED_SECONDS = 3600.0
-# What reading a damaged file raises; FAISS trusts the sizes in a file and may ask for more memory than there is.
-_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, MemoryError)
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Build:
-    """What ``current.json`` says of the folder that holds the index."""
-
-    encoder: str
-    generation: int
-    dimension: int
-    rows: int
-    trained_rows: int
-    changed_rows: int
-    folder: str
 
 
 @dataclass(frozen=True)
@@ -161,35 +137,40 @@ def rebuild_index(session: Session, index_dir: Path, state: EmbeddingState, from
         SearchIndex: of exactly this generation.
     """
     started = time.monotonic()
-    home = _home(index_dir, state.encoder)
+    home = home_of(index_dir, state.encoder)
     marks = embedding_marks(session, state.encoder)
     built = None if from_scratch else _updated(session, home, state, marks)
     vectors, trained, changed = built or _fresh(session, state, marks[0])
     seconds = time.monotonic() - started
     logger.info("search index of %s: %d rows built in %.1f s", state.encoder, vectors.ntotal, seconds)
+
+    def write(folder: Path) -> None:
+        faiss.write_index(vectors, str(folder / _VECTORS))
+        np.save(folder / _MARKS, np.stack([marks[0].astype(np.uint64), marks[1]]))
+
+    build = Build(state.encoder, state.generation, state.dimension, vectors.ntotal, trained, changed)
     try:
-        _publish(home, state, vectors, marks, trained, changed)
-    except (OSError, RuntimeError) as error:
-        # FAISS reports a full disk as a RuntimeError.
+        publish(home, build, write)
+    except UNWRITABLE as error:
         logger.warning("search index of %s is kept in memory, %s cannot be written: %s", state.encoder, home, error)
     return SearchIndex(vectors, vectors.ntotal)
 
 
 def _opened(index_dir: Path, state: EmbeddingState) -> SearchIndex | None:
     """The index on disk, None where it is missing, unreadable or of another generation."""
-    home = _home(index_dir, state.encoder)
-    build = _pointer(home)
+    home = home_of(index_dir, state.encoder)
+    build = current_build(home)
     if build is None or (build.generation, build.dimension) != (state.generation, state.dimension):
         return None
     try:
         vectors = _read(home, build, mapped=True)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         logger.warning("search index of %s is built again: %s", state.encoder, error)
         return None
     return SearchIndex(vectors, build.rows)
 
 
-def _read(home: Path, build: _Build, mapped: bool) -> Any:
+def _read(home: Path, build: Build, mapped: bool) -> Any:
     """The FAISS index of a build, mapped or as a copy that may be changed."""
     path = home / build.folder / _VECTORS
     vectors = _mapped(str(path), path.stat().st_mtime_ns) if mapped else faiss.read_index(str(path))
@@ -228,26 +209,23 @@ def _updated(
     session: Session, home: Path, state: EmbeddingState, marks: tuple[np.ndarray, np.ndarray]
 ) -> tuple[Any, int, int] | None:
     """The index on disk with the rows of changed adapters replaced; None where building anew is better."""
-    build = _pointer(home)
+    build = current_build(home)
     if build is None or build.dimension != state.dimension or build.rows <= EXACT_ROWS:
         return None
     try:
-        before = dict(np.load(home / build.folder / _MARKS, allow_pickle=False).T.tolist())
-        now = dict(np.stack([marks[0].astype(np.uint64), marks[1]], axis=1).tolist())
-        gone = [adapter_id for adapter_id, mark in before.items() if now.get(adapter_id) != mark]
-        new = sorted(adapter_id for adapter_id, mark in now.items() if before.get(adapter_id) != mark)
-        changed = build.changed_rows + len({*gone, *new}) * 2
+        ids, before = np.load(home / build.folder / _MARKS, allow_pickle=False)
+        leaving, entering = changes((ids, before), marks)
+        changed = build.changed_rows + len(np.union1d(leaving, entering)) * PER_ADAPTER
         # The cells were laid for the rows that they were trained on; too many others make them uneven.
         if changed > CHANGED_SHARE * build.trained_rows:
             return None
         vectors = _read(home, build, mapped=False)
-    except (*_UNREADABLE, TypeError) as error:
+    except (*UNREADABLE, TypeError) as error:
         logger.warning("search index of %s is built anew: %s", state.encoder, error)
         return None
-    stale = np.array(gone, dtype=np.int64)
-    leaving = np.concatenate([row_number(stale, CARD), row_number(stale, SAMPLE)])
-    vectors.remove_ids(faiss.IDSelectorBatch(len(leaving), faiss.swig_ptr(leaving)))
-    numbers, rows = _rows(session, state, np.array(new, dtype=np.int64))
+    stale = np.concatenate([row_number(leaving, CARD), row_number(leaving, SAMPLE)])
+    vectors.remove_ids(faiss.IDSelectorBatch(len(stale), faiss.swig_ptr(stale)))
+    numbers, rows = _rows(session, state, entering)
     vectors.add_with_ids(rows, numbers)
     return vectors, build.trained_rows, changed
 
@@ -258,52 +236,6 @@ def _rows(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> t
     if not pieces:
         return np.empty(0, dtype=np.int64), np.empty((0, state.dimension), dtype=np.float32)
     return np.concatenate([numbers for numbers, _ in pieces]), np.concatenate([vectors for _, vectors in pieces])
-
-
-def _publish(
-    home: Path,
-    state: EmbeddingState,
-    vectors: Any,
-    marks: tuple[np.ndarray, np.ndarray],
-    trained: int,
-    changed: int,
-) -> None:
-    """Writes a folder of its own and makes ``current.json`` name it; the folder named before is removed."""
-    folder = home / f"build-{uuid.uuid4().hex[:12]}"
-    folder.mkdir(parents=True)
-    try:
-        faiss.write_index(vectors, str(folder / _VECTORS))
-        np.save(folder / _MARKS, np.stack([marks[0].astype(np.uint64), marks[1]]))
-        build = _Build(state.encoder, state.generation, state.dimension, vectors.ntotal, trained, changed, folder.name)
-        draft = folder / _POINTER
-        draft.write_text(json.dumps(asdict(build), indent=1))
-        before = _pointer(home)
-        draft.replace(home / _POINTER)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    replaced = before.folder if before is not None else ""
-    for other in home.glob("build-*"):
-        # Another process may be writing a younger one; what a killed one left behind grows old.
-        with suppress(OSError):
-            abandoned = time.time() - other.stat().st_mtime > _ABANDONED_SECONDS
-            if other.name == replaced or (abandoned and other.name != folder.name):
-                shutil.rmtree(other)
-
-
-def _pointer(home: Path) -> _Build | None:
-    try:
-        build = _Build(**json.loads((home / _POINTER).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    # The name comes from a file that anything may have written; it must not lead out of the folder.
-    return build if re.fullmatch(r"build-[0-9a-f]{12}", str(build.folder)) else None
-
-
-def _home(index_dir: Path, encoder: str) -> Path:
-    """Folder of one encoder's index."""
-    readable = re.sub(r"[^A-Za-z0-9.]+", "-", encoder).strip("-.")[-40:]
-    return index_dir / f"{readable}-{hashlib.sha256(encoder.encode()).hexdigest()[:8]}"
 
 
 def _bitmap(adapter_ids: np.ndarray) -> np.ndarray:

@@ -216,14 +216,36 @@ class TextEmbedding(Base):
     vector: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class AdapterGaussian(Base):
+    """Mean and low-rank covariance of an adapter's sample embeddings by one encoder, never a D x D matrix.
+
+    ``factors`` are the eigenvectors of the sample covariance, each times the square root of its eigenvalue, row after
+    row; ``fingerprint`` is the sha256 of the text hashes of the samples, so other samples make the row stale.
+    """
+
+    __tablename__ = "adapter_gaussians"
+
+    adapter_id: Mapped[int] = mapped_column(ForeignKey("adapters.id", ondelete="CASCADE"), primary_key=True)
+    encoder: Mapped[str] = mapped_column(String(255), primary_key=True)
+    samples: Mapped[int] = mapped_column(Integer)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    mean: Mapped[bytes] = mapped_column(LargeBinary)
+    factors: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class EncoderState(Base):
-    """One row per encoder: ``generation`` grows with every change of its embeddings, so FAISS files can be matched."""
+    """One row per encoder, so that cached files can be matched.
+
+    ``generation`` grows with every change of its embeddings, ``gaussian_generation`` with every change of the Gaussians
+    that were fitted to them.
+    """
 
     __tablename__ = "encoder_states"
 
     encoder: Mapped[str] = mapped_column(String(255), primary_key=True)
     dimension: Mapped[int] = mapped_column(Integer)
     generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    gaussian_generation: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
 
 class PrototypeSet(Base):

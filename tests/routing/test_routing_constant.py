@@ -56,7 +56,7 @@ def test_single_is_that_adapter_alone(position: int) -> None:
 def test_single_keeps_no_factors_of_the_others() -> None:
     update = make_update(Single("adapter-2"), make_case([1, 8, 3], (1,)))
     assert update.A.shape == (3, 24)
-    assert update.B.shape == (20, 3)
+    assert update.Bt.shape == (3, 20)
 
 
 def test_single_where_the_adapter_adapts_another_module_is_the_base_module() -> None:

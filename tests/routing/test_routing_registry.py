@@ -15,7 +15,12 @@ from hub_router.routing.spectr import Spectr
 
 
 def test_names_are_those_of_the_classes() -> None:
-    assert list(METHODS) == ["base", "single", "uniform", "merged", "arrow", "spectr"]
+    assert list(METHODS) == [
+        *("base", "single", "uniform", "merged", "arrow", "spectr"),
+        *("retriever", "hilora", "hilora-gs", "hilora-roc", "lego"),
+        *("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"),
+        *("magnitude_prune", "magnitude_prune_svd", "knots"),
+    ]
     assert all(METHODS[name].name == name for name in METHODS)
 
 
