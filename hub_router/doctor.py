@@ -19,7 +19,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from hub_router.errors import EncoderUnavailableError, HubError, HubRouterError
-from hub_router.settings import Settings
+from hub_router.settings import DEFAULT_ENCODER, Settings
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
 from hub_router.store import schema
@@ -203,7 +203,7 @@ def _encoder(settings: Settings, encoder: str | None) -> Check:
     """Whether the sentence encoder lies here; looks for it without loading it."""
     from huggingface_hub import is_offline_mode
 
-    from hub_router.encoder import DEFAULT_ENCODER, OFFLINE_ENCODER, locate
+    from hub_router.encoder import OFFLINE_ENCODER, locate
 
     name = encoder or _indexed_encoder(settings) or DEFAULT_ENCODER
     other = f"hub-router index --encoder {OFFLINE_ENCODER}, after: pip install 'hub-router[offline]'"

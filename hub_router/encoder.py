@@ -24,8 +24,8 @@ from transformers.utils import logging as transformers_logging
 
 from hub_router.errors import EncoderUnavailableError, HubRouterError
 from hub_router.progress import SILENT, Progress
+from hub_router.settings import DEFAULT_ENCODER
 
-DEFAULT_ENCODER = "hkunlp/instructor-base"
 OFFLINE_ENCODER = "offline"
 INSTRUCTION = "Represent the sentence for similar task retrieval: "
 PROBE_SECONDS = 10.0

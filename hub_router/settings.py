@@ -12,6 +12,9 @@ from pathlib import Path
 
 from hub_router.errors import SettingsError
 
+# The sentence encoder where none is named; here, because to import what loads it takes seconds.
+DEFAULT_ENCODER = "hkunlp/instructor-base"
+
 
 @dataclass(frozen=True)
 class Settings:

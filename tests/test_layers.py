@@ -16,7 +16,7 @@ GROUND = {"encoder", "errors", "features", "formats", "gaussian", "names", "prog
 ENGINE = {"lora", "routing", "composition", "evaluate"}
 CATALOG = {"store", "sync", "search"}
 ALLOWED = {
-    "encoder": {"errors", "progress"},
+    "encoder": {"errors", "progress", "settings"},
     "errors": set(),
     "features": {"gaussian", "records"},
     "formats": set(),

@@ -16,7 +16,7 @@ from hub_router.composition.base_model import base_name, load_base
 from hub_router.composition.plan import TextEncoder
 from hub_router.composition.pool import AdapterSource, check_pool, read_pool
 from hub_router.composition.routed import RoutedModel
-from hub_router.composition.tasks import Samples, find_tasks, make_planner
+from hub_router.composition.tasks import Samples, find_tasks, make_planner, need_tasks
 from hub_router.errors import MissingError
 from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter
@@ -86,14 +86,10 @@ def compose(
     bank = stack(pool)
     router.check(bank)
     features = features or PoolFeatures()
-    tasks = find_tasks(
-        router,
-        bank.adapters,
-        features=features,
-        samples=samples or {},
-        encoder=encoder,
-        tokenizer=tokenizer is not None or path is not None,
-    )
+    samples = samples or {}
+    text = tokenizer is not None or path is not None
+    need_tasks(router, bank.adapters, features=features, samples=samples, encoder=encoder, tokenizer=text)
+    tasks = find_tasks(router, bank.adapters, features=features, samples=samples, encoder=encoder)
     if path is not None:
         if isinstance(model, str | Path):
             model, found = load_base(path)

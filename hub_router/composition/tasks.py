@@ -34,7 +34,7 @@ class Tasks:
     encoder: TextEncoder
 
 
-def find_tasks(
+def need_tasks(
     router: Router,
     adapters: Sequence[str],
     *,
@@ -42,8 +42,8 @@ def find_tasks(
     samples: Samples,
     encoder: str | TextEncoder | None,
     tokenizer: bool,
-) -> Tasks | None:
-    """Gather what a method needs, or say in one error what is missing; nothing is loaded before all is there.
+) -> None:
+    """Say in one error what a method needs and lacks; nothing is loaded for it.
 
     Args:
         router (Router): the method.
@@ -53,17 +53,12 @@ def find_tasks(
         encoder (str | TextEncoder | None): sentence encoder; None takes the one of the features, or the default one.
         tokenizer (bool): whether there is, or will be, a tokenizer to read the model's inputs with.
 
-    Returns:
-        Tasks | None: None where the method decides per token, or not at all.
-
     Raises:
         MethodError: lists the adapters without samples, and whatever else is missing.
     """
     if not isinstance(router, SequenceRouter):
-        return None
-    # Where samples are to be embedded they have to be embedded by the encoder of the Gaussians beside them.
-    name = encoder if isinstance(encoder, str) else encoder.name if encoder is not None else features.encoder
-    known = features.gaussians if name in (None, features.encoder) else {}
+        return
+    name, known = _at_hand(features, encoder)
     faults = []
     lacking = [each for each in adapters if not samples.get(each) and each not in known]
     if lacking:
@@ -86,7 +81,36 @@ def find_tasks(
             faults.append(str(error))
     if faults:
         raise MethodError(f"method {router.name!r} lacks what it needs: {'; '.join(faults)}")
-    return _embed(adapters, samples, known, encoder, name)
+
+
+def find_tasks(
+    router: Router,
+    adapters: Sequence[str],
+    *,
+    features: PoolFeatures,
+    samples: Samples,
+    encoder: str | TextEncoder | None,
+) -> Tasks | None:
+    """Load the encoder, embed the samples, fit what is not known; the arguments are those of :func:`need_tasks`.
+
+    Returns:
+        Tasks | None: None where the method decides per token, or not at all.
+    """
+    if not isinstance(router, SequenceRouter):
+        return None
+    name, known = _at_hand(features, encoder)
+    if encoder is None or isinstance(encoder, str):
+        from hub_router.encoder import load_encoder
+
+        encoder = load_encoder(name)
+    gaussians = []
+    for each in adapters:
+        if samples.get(each):
+            texts = list(dict.fromkeys(samples[each]))[:SAMPLES]
+            gaussians.append(fit(np.asarray(encoder.encode(texts))))
+        else:
+            gaussians.append(known[each])
+    return Tasks(gaussians, encoder)
 
 
 def make_planner(router: Router, bank: AdapterBank, tasks: Tasks | None, tokenizer: Any) -> Planner | None:
@@ -106,23 +130,7 @@ def make_planner(router: Router, bank: AdapterBank, tasks: Tasks | None, tokeniz
     return Planner(router, router.plan_state(bank, tasks.gaussians), tasks.encoder, tokenizer)
 
 
-def _embed(
-    adapters: Sequence[str],
-    samples: Samples,
-    known: Mapping[str, Gaussian],
-    encoder: str | TextEncoder | None,
-    name: str | None,
-) -> Tasks:
-    """Load the encoder, embed the samples, fit what is not known."""
-    if encoder is None or isinstance(encoder, str):
-        from hub_router.encoder import load_encoder
-
-        encoder = load_encoder(name)
-    gaussians = []
-    for each in adapters:
-        if samples.get(each):
-            texts = list(dict.fromkeys(samples[each]))[:SAMPLES]
-            gaussians.append(fit(np.asarray(encoder.encode(texts))))
-        else:
-            gaussians.append(known[each])
-    return Tasks(gaussians, encoder)
+def _at_hand(features: PoolFeatures, encoder: str | TextEncoder | None) -> tuple[str | None, Mapping[str, Gaussian]]:
+    """The encoder's name, and the catalog's Gaussians where they are of that encoder's vectors."""
+    name = encoder if isinstance(encoder, str) else encoder.name if encoder is not None else features.encoder
+    return name, features.gaussians if name == features.encoder else {}

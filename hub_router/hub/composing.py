@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import HubRouterError, NotInCatalogError, UnsupportedAdapterError
 from hub_router.progress import Progress
-from hub_router.records import CompositionRecord
+from hub_router.records import AdapterRecord, CompositionRecord
+from hub_router.settings import DEFAULT_ENCODER
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import selection
@@ -16,8 +17,11 @@ from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from hub_router.composition.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
+    from hub_router.features import PoolFeatures
     from hub_router.lora.adapter import LoraAdapter
 
 _LOG = logging.getLogger(__name__)
@@ -36,13 +40,16 @@ def define(
     from hub_router.composition.architecture import empty_model
     from hub_router.composition.assemble import stack
     from hub_router.composition.pool import check_pool, read_pool
+    from hub_router.composition.tasks import need_tasks
     from hub_router.routing.registry import create
 
     if not name.strip() or name != name.strip():
         raise HubRouterError(f"composition name {name!r} is empty or padded, expected a word such as 'reviews'")
+    router = create(method, hyperparameters)
     with store.read() as session:
         members = selection.select(session, adapters)
-    router = create(method, hyperparameters)
+        features = _features(session, members)
+    need_tasks(router, list(members), features=features, samples={}, encoder=features.encoder, tokenizer=True)
     base = base_model or selection.common_base(members)
     pool, unreadable = read_pool({label: record.path for label, record in members.items()})
     plan = check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
@@ -66,7 +73,7 @@ def load(store: Store, name: str, device: str | None) -> RoutedModel:
     """See :meth:`hub_router.hub.Hub.load`."""
     with store.read() as session:
         composition = selection.usable(session, name)
-        features = selection.features(session, composition)
+        features = _features(session, {member.name: member.adapter for member in composition.members})
     from hub_router.composition.build import compose
 
     pool = _read(composition)
@@ -90,7 +97,7 @@ def evaluate(
 
     with store.read() as session:
         composition = selection.usable(session, name)
-        features = selection.features(session, composition)
+        features = _features(session, {member.name: member.adapter for member in composition.members})
         tasks = {
             member.name: adapter_queries.samples(session, member.adapter.id, split="test")[:samples]
             for member in composition.members
@@ -105,6 +112,13 @@ def evaluate(
     pool = _read(composition)
     model, tokenizer = _base(composition.base_model, device)
     return compare(model, tokenizer, pool, tasks, settings, features=features, progress=progress)
+
+
+def _features(session: Session, members: Mapping[str, AdapterRecord]) -> PoolFeatures:
+    """What the catalog knows of a pool, by the encoder that it is indexed with."""
+    from hub_router.search.index import indexed_encoder
+
+    return selection.features(session, members, indexed_encoder(session) or DEFAULT_ENCODER)
 
 
 def _read(composition: CompositionRecord) -> Sequence[LoraAdapter]:

@@ -18,6 +18,7 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from hub_router.search.cache import UNREADABLE, UNWRITABLE, Build, changes, current_build, home_of, publish
+from hub_router.search.cells import laid_out, look_up, remove
 from hub_router.search.vectors import CARD, PER_ADAPTER, SAMPLE, adapters_of, row_number, task_vectors
 from hub_router.store.features import EmbeddingState, embedding_state, encoders
 from hub_router.store.index_rows import embedding_marks, embedding_rows
@@ -58,19 +59,12 @@ class SearchIndex:
         """
         if not self.rows or (among is not None and not among.size):
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-        cells = getattr(self.vectors, "nlist", 0)
-        options: dict[str, Any] = (
-            {"nprobe": cells if among is not None else max(1, cells // PROBED_SHARE)} if cells else {}
-        )
-        if among is not None:
-            bits = _bitmap(among)
-            options["sel"] = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-        parameters = faiss.SearchParametersIVF(**options) if cells else faiss.SearchParameters(**options)
-        scores, numbers = self.vectors.search(query[None], min(limit, self.rows), params=parameters)
-        found = numbers[0] >= 0
-        ids, first = np.unique(adapters_of(numbers[0][found]), return_index=True)
+        probed = max(1, getattr(self.vectors, "nlist", 0) // PROBED_SHARE)
+        rows = None if among is None else np.concatenate([row_number(among, CARD), row_number(among, SAMPLE)])
+        numbers, scores = look_up(self.vectors, query, limit, probed, rows)
+        ids, first = np.unique(adapters_of(numbers), return_index=True)
         order = np.argsort(first)
-        return ids[order], scores[0][found][first[order]]
+        return ids[order], scores[first[order]]
 
 
 def indexed_encoder(session: Session) -> str | None:
@@ -188,21 +182,7 @@ def _mapped(path: str, _modified: int) -> Any:
 def _fresh(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> tuple[Any, int, int]:
     """An index of all rows: exact for few, cells around k-means centroids for many."""
     numbers, rows = _rows(session, state, adapter_ids)
-    flat = faiss.IndexFlatIP(state.dimension)
-    vectors: Any
-    if len(numbers) <= EXACT_ROWS:
-        vectors = faiss.IndexIDMap2(flat)
-    else:
-        cells = 2 ** round(np.log2(len(numbers)) / 2)
-        # Half the bytes at errors below 1e-4; ranking scores what is found anew.
-        half = faiss.ScalarQuantizer.QT_fp16
-        product = faiss.METRIC_INNER_PRODUCT
-        vectors = faiss.IndexIVFScalarQuantizer(flat, state.dimension, cells, half, product, False)
-        vectors.cp.niter, vectors.cp.seed = 8, 0
-        picked = np.random.default_rng(0).choice(len(numbers), min(len(numbers), 40 * cells), replace=False)
-        vectors.train(rows[np.sort(picked)])
-    vectors.add_with_ids(rows, numbers)
-    return vectors, len(numbers), 0
+    return laid_out(rows, numbers, faiss.METRIC_INNER_PRODUCT, EXACT_ROWS), len(numbers), 0
 
 
 def _updated(
@@ -223,8 +203,7 @@ def _updated(
     except (*UNREADABLE, TypeError) as error:
         logger.warning("search index of %s is built anew: %s", state.encoder, error)
         return None
-    stale = np.concatenate([row_number(leaving, CARD), row_number(leaving, SAMPLE)])
-    vectors.remove_ids(faiss.IDSelectorBatch(len(stale), faiss.swig_ptr(stale)))
+    remove(vectors, np.concatenate([row_number(leaving, CARD), row_number(leaving, SAMPLE)]))
     numbers, rows = _rows(session, state, entering)
     vectors.add_with_ids(rows, numbers)
     return vectors, build.trained_rows, changed
@@ -236,11 +215,3 @@ def _rows(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> t
     if not pieces:
         return np.empty(0, dtype=np.int64), np.empty((0, state.dimension), dtype=np.float32)
     return np.concatenate([numbers for numbers, _ in pieces]), np.concatenate([vectors for _, vectors in pieces])
-
-
-def _bitmap(adapter_ids: np.ndarray) -> np.ndarray:
-    """One bit per row number, set for both vectors of each adapter."""
-    wanted = np.zeros(2 * int(adapter_ids.max()) + 2, dtype=bool)
-    wanted[row_number(adapter_ids, CARD)] = True
-    wanted[row_number(adapter_ids, SAMPLE)] = True
-    return np.packbits(wanted, bitorder="little")

@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 from sqlalchemy.orm import Session
 
-from hub_router.errors import HubRouterError, NotInCatalogError
 from hub_router.records import AdapterRecord
 from hub_router.search.index import SearchIndex, open_index, rebuild_index
+from hub_router.search.query import check_limit, not_indexed, unit
 from hub_router.search.vectors import CARD, PER_ADAPTER, SAMPLE, row_number, task_vectors
 from hub_router.store import adapters as adapter_queries
 from hub_router.store.adapters import Filters
-from hub_router.store.features import EmbeddingState, embedding_state, encoders
+from hub_router.store.features import EmbeddingState, embedding_state
 from hub_router.store.index_rows import embedding_rows
 from hub_router.store.session import Store
 
@@ -86,16 +86,15 @@ def search(
         NotInCatalogError: the catalog is empty, or holds no embeddings of this encoder.
         HubRouterError: the vector has no direction or another dimension than the encoder's, or the limit is below 1.
     """
-    if limit < 1:
-        raise HubRouterError(f"the number of hits must be at least 1, got {limit} (--limit N)")
+    check_limit(limit)
     with store.read() as session:
         state = embedding_state(session, encoder)
         if state is None:
-            raise _not_indexed(session, encoder)
-        query = _unit(vector, state)
+            raise not_indexed(session, encoder)
+        query = unit(vector, state)
         index = open_index(session, index_dir, state)
         if not index.rows:
-            raise _not_indexed(session, encoder)
+            raise not_indexed(session, encoder)
         matches = _matches(session, index, state, query, filters, limit)
         if matches is None:
             index = rebuild_index(session, index_dir, state, from_scratch=True)
@@ -158,31 +157,3 @@ def _scored(session: Session, state: EmbeddingState, query: np.ndarray, ids: np.
 def _cosines(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Row by row in float64, so that equal vectors score equally wherever they stand: ``(N, D), (D,) -> (N,)``."""
     return (vectors * query).sum(axis=1)
-
-
-def _not_indexed(session: Session, encoder: str) -> NotInCatalogError:
-    if not adapter_queries.count(session):
-        return NotInCatalogError(
-            "the catalog holds no adapter that can be searched; add some with: hub-router sync OWNER/REPO, then: "
-            "hub-router index"
-        )
-    others = ", ".join(encoders(session)) or "none"
-    return NotInCatalogError(
-        f"nothing is indexed with encoder {encoder!r} (indexed with: {others}); run: "
-        f"hub-router index --encoder {encoder}"
-    )
-
-
-def _unit(vector: Sequence[float] | np.ndarray, state: EmbeddingState) -> np.ndarray:
-    """The query as float64 ``(D,)`` of unit length."""
-    query = np.asarray(vector, dtype=np.float64)
-    if query.shape != (state.dimension,):
-        raise HubRouterError(
-            f"the query vector has shape {query.shape}, expected ({state.dimension},) of encoder {state.encoder!r}"
-        )
-    length = np.linalg.norm(query)
-    if not np.isfinite(length) or length == 0:
-        raise HubRouterError(
-            f"the query vector has length {length} and points nowhere, expected a finite vector other than zero"
-        )
-    return query / length

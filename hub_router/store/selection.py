@@ -14,6 +14,7 @@ from hub_router.records import AdapterRecord, CompositionRecord, standing
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
+from hub_router.store.gaussians import load_gaussians
 
 AdapterRef = str | Path | AdapterRecord
 
@@ -135,16 +136,20 @@ def usable(session: Session, name: str) -> CompositionRecord:
     return composition
 
 
-def features(session: Session, composition: CompositionRecord) -> PoolFeatures:
-    """What the catalog knows of a composition's members: their current spectra.
+def features(session: Session, members: Mapping[str, AdapterRecord], encoder: str) -> PoolFeatures:
+    """What the catalog knows of a pool: current spectra, and Gaussians of the embedded samples.
 
     Args:
         session (Session): a reading session.
-        composition (CompositionRecord): a usable composition.
+        members (Mapping[str, AdapterRecord]): by the names that they have in the pool.
+        encoder (str): name of the sentence encoder.
 
     Returns:
         PoolFeatures: by the member's name in the pool; empty where not indexed.
     """
+    gaussians = load_gaussians(session, encoder, [record.id for record in members.values()])
     return PoolFeatures(
-        spectra={m.name: feature_queries.load_spectra(session, m.adapter.id) for m in composition.members}
+        spectra={name: feature_queries.load_spectra(session, record.id) for name, record in members.items()},
+        gaussians={name: gaussians[record.id] for name, record in members.items() if record.id in gaussians},
+        encoder=encoder,
     )
