@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, cast
 
 import torch
@@ -51,9 +52,14 @@ class _Part:
     filled: torch.Tensor | None
     gains: torch.Tensor | None
     shifts: torch.Tensor | None
-    candidates: int
+    offsets: tuple[int, ...]
     experts: torch.Tensor
     state: Mapping[str, torch.Tensor]
+
+    @property
+    def candidates(self) -> int:
+        """Number C of candidates."""
+        return len(self.offsets) - 1
 
 
 class RoutedUpdate(nn.Module):
@@ -92,6 +98,7 @@ class RoutedUpdate(nn.Module):
         self.pool = pool
         self.candidates = len(bank.ranks)
         self.ranks = bank.ranks
+        self.offsets = bank.offsets
         self.lookup = bank.lookup
         self.merge: Merge = prepared.merge
         # Factors that are the method's own are saved as they were made, before DoRA's gain.
@@ -242,7 +249,7 @@ class RoutedUpdate(nn.Module):
                 filled=self.filled,
                 gains=self.gains,
                 shifts=self.shifts,
-                candidates=self.candidates,
+                offsets=self.offsets,
                 experts=self.experts,
                 state=state,
             )
@@ -261,7 +268,7 @@ class RoutedUpdate(nn.Module):
             filled=some(self.filled),
             gains=some(self.gains),
             shifts=some(self.shifts),
-            candidates=numbers.shape[0],
+            offsets=(0, *accumulate(self.ranks[number] for number in numbers.tolist())),
             experts=self.experts.index_select(0, numbers),
             state=router.restrict(state, numbers, rows),
         )

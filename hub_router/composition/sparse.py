@@ -11,12 +11,10 @@ import warnings
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import embedding_bag
 
 # Copied rows of one block of tokens, in elements, where the rows have to be copied before they are multiplied.
 _BLOCK = 1 << 22
-# Up to so many tokens a copy of their rows costs less than describing a sparse matrix.
-_FEW = 2
 
 with warnings.catch_warnings():
     # Said once per process, when the first matrix of this kind is made: that its interface may change.
@@ -52,6 +50,18 @@ def weighted_rows(weights: torch.Tensor, matrix: torch.Tensor, rows: torch.Tenso
     return (_sums_operator if _needs_operator(weights) else _sums)(weights, matrix, rows)
 
 
+def picks_without_copies(x: torch.Tensor) -> bool:
+    """Whether :func:`chosen_products` reads the chosen rows where they are; else it copies them first.
+
+    Args:
+        x (torch.Tensor): tokens.
+
+    Returns:
+        bool: on a CPU in single or double precision.
+    """
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
 def _needs_operator(tokens: torch.Tensor) -> bool:
     """Whether a graph is being made; where none is, the call of an operator would cost more than a small product."""
     return torch.compiler.is_compiling() or (torch.is_grad_enabled() and tokens.requires_grad)
@@ -59,9 +69,7 @@ def _needs_operator(tokens: torch.Tensor) -> bool:
 
 def _products(x: torch.Tensor, matrix: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     tokens, chosen = rows.shape
-    if tokens == 1:
-        return linear(x, matrix.index_select(0, rows.view(-1)))
-    if tokens > _FEW and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    if picks_without_copies(x):
         starts = torch.arange(0, tokens * chosen + 1, max(chosen, 1))
         # Zeros, for what is in the matrix counts even where beta is 0, if it happens not to be a number.
         nothing = x.new_zeros(tokens * chosen)
@@ -80,7 +88,7 @@ def _sums(weights: torch.Tensor, matrix: torch.Tensor, rows: torch.Tensor) -> to
     tokens, chosen = rows.shape
     if tokens == 0 or chosen == 0:
         return matrix.new_zeros(tokens, matrix.shape[1])
-    return torch.nn.functional.embedding_bag(rows, matrix, per_sample_weights=weights, mode="sum")
+    return embedding_bag(rows, matrix, per_sample_weights=weights, mode="sum")
 
 
 def _tokens_per_block(matrix: torch.Tensor, chosen: int) -> int:
@@ -108,12 +116,12 @@ def _keep(ctx: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> N
 
 def _products_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
     matrix, rows = ctx.saved_tensors
-    return weighted_rows(gradient.contiguous(), matrix, rows), None, None
+    return _sums_operator(gradient.contiguous(), matrix, rows), None, None
 
 
 def _sums_gradient(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
     matrix, rows = ctx.saved_tensors
-    return chosen_products(gradient.contiguous(), matrix, rows), None, None
+    return _products_operator(gradient.contiguous(), matrix, rows), None, None
 
 
 _products_operator.register_autograd(_products_gradient, setup_context=_keep)

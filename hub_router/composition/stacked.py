@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
+from torch.nn.functional import linear
 
-from hub_router.composition.sparse import chosen_products, weighted_rows
+from hub_router.composition.grouped import can_group, grouped_update
+from hub_router.composition.sparse import chosen_products, picks_without_copies, weighted_rows
 from hub_router.routing.base import Gates, Merge
 
 # A product with chosen rows runs at about a quarter of the speed of one with all rows.
@@ -24,6 +26,7 @@ class Factors(Protocol):
         filled (torch.Tensor | None): ``(C, r_max)``, 0 where a candidate has fewer components; None for equal ranks.
         gains (torch.Tensor | None): DoRA's gain less 1 ``(C, D_out)``.
         shifts (torch.Tensor | None): biases ``(C, D_out)``.
+        offsets (tuple[int, ...]): first component of each candidate, then R.
         candidates (int): number C.
     """
 
@@ -41,6 +44,8 @@ class Factors(Protocol):
     def gains(self) -> torch.Tensor | None: ...  # noqa: D102
     @property
     def shifts(self) -> torch.Tensor | None: ...  # noqa: D102
+    @property
+    def offsets(self) -> tuple[int, ...]: ...  # noqa: D102
     @property
     def candidates(self) -> int: ...  # noqa: D102
 
@@ -77,7 +82,13 @@ def sparse_update(
         torch.Tensor: ``(..., D_out)`` in the factors' dtype.
     """
     assert gates.indices is not None
+    if h is None and can_group(x, gates, factors, merge):
+        return grouped_update(x, gates, factors)
+    if h is None and _is_one_token(x, gates):
+        return _one_token(x, gates, factors, merge)
     leading, chosen = x.shape[:-1], gates.indices.shape[-1]
+    if h is None and not picks_without_copies(x) and gates.indices.numel() * _PACE > factors.candidates:
+        h = linear(x.to(factors.A.dtype), factors.A)
     indices = gates.indices.reshape(-1, chosen)  # [N, K]
     weights = gates.weights.reshape(-1, chosen, 1).to(factors.A.dtype)  # [N, K, 1]
     if gates.per == "component":
@@ -90,11 +101,40 @@ def sparse_update(
         picked = chosen_products(x.reshape(-1, x.shape[-1]).to(factors.A.dtype), factors.A, rows)
     else:
         picked = h.reshape(-1, h.shape[-1]).gather(-1, rows)
-    picked = picked.view(rows.shape[0], chosen, -1)  # [N, K, r]
+    picked = picked.view(rows.shape[0], chosen, rows.shape[1] // chosen)  # [N, K, r]
     if merge == "factors":
         picked = (weights * picked).sum(1, keepdim=True)  # [N, 1, r]
     update = weighted_rows((weights * picked).flatten(1), factors.Bt, rows)
-    return update.view(*leading, -1)
+    return update.view(*leading, update.shape[1])
+
+
+def _is_one_token(x: torch.Tensor, gates: Gates) -> bool:
+    """Whether a call is a step of decoding on a CPU, of which no graph is made."""
+    assert gates.indices is not None
+    return (
+        x.device.type == "cpu"
+        and gates.per == "expert"
+        and gates.indices.numel() == gates.indices.shape[-1]
+        and not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and (x.requires_grad or gates.weights.requires_grad))
+    )
+
+
+def _one_token(x: torch.Tensor, gates: Gates, factors: Factors, merge: Merge) -> torch.Tensor:
+    """:func:`sparse_update` of one token: the factors are read where they are, and what counts is the calls' number."""
+    assert gates.indices is not None
+    token = x.reshape(1, -1).to(factors.A.dtype)
+    starts, offsets = gates.indices.view(-1).tolist(), factors.offsets
+    parts = [slice(offsets[number], offsets[number + 1]) for number in starts]
+    weights = gates.weights.view(-1).tolist()
+    picked = [linear(token, factors.A[part]) for part in parts]  # [1, r] each
+    if merge == "factors":
+        mean = sum(weight * each for weight, each in zip(weights, picked, strict=True))
+        picked = [mean] * len(parts)
+    update = factors.Bt.new_zeros(1, factors.Bt.shape[1])
+    for weight, each, part in zip(weights, picked, parts, strict=True):
+        torch.addmm(update, each, factors.Bt[part], alpha=weight, out=update)
+    return update.view(*x.shape[:-1], update.shape[1])
 
 
 def dense_weights(gates: Gates, count: int) -> torch.Tensor:
@@ -154,7 +194,7 @@ def weighted_candidates(gates: Gates, factors: Factors, table: torch.Tensor) -> 
         assert gates.indices is not None
         leading, chosen = gates.indices.shape[:-1], gates.indices.shape[-1]
         weights = gates.weights.reshape(-1, chosen).to(table.dtype)
-        return weighted_rows(weights, table, gates.indices.reshape(-1, chosen)).view(*leading, -1)
+        return weighted_rows(weights, table, gates.indices.reshape(-1, chosen)).view(*leading, table.shape[1])
     return candidate_weights(gates, factors.owners, factors.candidates).to(table.dtype) @ table
 
 

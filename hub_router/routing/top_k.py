@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import torch
 
-# Up to so many scores a stable sort takes less time than anything else.
-_FEW = 1 << 10
-
 
 def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     """Indices of the k largest scores along the last axis; among equal scores the lowest index wins.
@@ -28,8 +25,6 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     # To look at values costs a graph break when compiled, and on a GPU a wait for it.
     if torch.compiler.is_compiling() or scores.device.type != "cpu":
         return _by_keys(scores, k)
-    if scores.numel() <= _FEW:
-        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
     values, indices = scores.topk(min(k + 1, count), dim=-1)
     if (values[..., 1:] < values[..., :-1]).all():
         return indices[..., :k]

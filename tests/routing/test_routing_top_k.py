@@ -32,3 +32,19 @@ def test_extremes() -> None:
 def test_no_candidates_and_no_tokens() -> None:
     assert top_k(torch.zeros(2, 0), 3).shape == (2, 0)
     assert top_k(torch.zeros(0, 4), 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_one_tie_in_one_row_is_settled_like_any_other(place: int) -> None:
+    """Scores differ everywhere but for two of one row: among the best, at the edge, and beyond it."""
+    scores = torch.rand(50, 64, generator=torch.Generator().manual_seed(0))
+    order = scores[7].argsort(descending=True)
+    scores[7, order[place]] = scores[7, order[place + 1]]
+    for row, chosen in zip(scores.tolist(), top_k(scores, 4).tolist(), strict=True):
+        assert chosen == sorted(range(64), key=lambda e: (-row[e], e))[:4]
+
+
+def test_compiled_gives_the_same() -> None:
+    scores = torch.randint(-3, 4, (5, 4, 7), generator=torch.Generator().manual_seed(0)) / 2
+    compiled = torch.compile(top_k, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(scores, 3), top_k(scores, 3))
