@@ -42,6 +42,7 @@ class ModuleBank:
         experts (tuple[int, ...]): pool position of each candidate, ascending, ``(K,)`` values.
         extras (Mapping[int, Extra]): by pool position, for those candidates that are more than B A.
         lookup (bool): the module is an embedding, whose inputs are token ids.
+        scalings (tuple[float, ...]): what each candidate's B was multiplied by, ``(K,)`` values; empty for 1.
     """
 
     module: str
@@ -51,6 +52,7 @@ class ModuleBank:
     experts: tuple[int, ...]
     extras: Mapping[int, Extra] = field(default_factory=dict)
     lookup: bool = False
+    scalings: tuple[float, ...] = ()
 
     @property
     def d_in(self) -> int:
@@ -187,7 +189,8 @@ def _stack(
         for expert, factor in zip(experts, factors, strict=True)
         if factor.magnitude is not None or factor.bias is not None
     }
-    return ModuleBank(module, A, B, ranks, tuple(experts), extras, factors[0].lookup)
+    scalings = tuple(factor.scaling for factor in factors)
+    return ModuleBank(module, A, B, ranks, tuple(experts), extras, factors[0].lookup, scalings)
 
 
 def _extra(factors: LoraFactors) -> Extra:

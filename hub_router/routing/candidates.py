@@ -34,6 +34,7 @@ def select(bank: ModuleBank, numbers: Sequence[int]) -> ModuleBank:
         B=bank.B.mT.index_select(0, rows).mT,
         ranks=tuple(bank.ranks[number] for number in numbers),
         experts=experts,
+        scalings=tuple(bank.scalings[number] for number in numbers) if bank.scalings else (),
         extras={expert: extra for expert, extra in bank.extras.items() if expert in experts},
     )
 

@@ -14,10 +14,7 @@ Their hyperparameters:
 - ``svd_rank``: rank of the result where it comes from an SVD; None for the largest rank of the candidates.
 - ``seed``: of DARE's draws, which differ from module to module.
 
-The scaling is in B, as everywhere in a bank, where PEFT gives its root to either factor. That comes to the same where
-the candidates' scalings are equal. Where they differ, the merges of factors (``linear``, ``ties``, ``dare_linear``,
-``dare_ties``, ``magnitude_prune``) differ from PEFT's in how much each A counts; ``cat`` and those that end in ``svd``
-never do. The latter form the dense updates of a module's candidates, a few times over, and decompose one: 20 candidates
+Those that end in ``svd`` form the dense updates of a module's candidates, a few times over, and decompose one: 20 candidates
 of a 4096 x 4096 module take 4 GB and most of a minute of one core.
 """
 
@@ -92,16 +89,21 @@ def add_weighted(
     linear.weight = nn.Parameter(torch.zeros(()).expand(bank.d_out, bank.d_in), requires_grad=False)
     host = nn.ModuleDict({_LAYER: linear})
     names = [str(number) for number in range(len(bank.ranks))]
-    configs = [LoraConfig(r=rank, lora_alpha=rank, target_modules=[_LAYER]) for rank in bank.ranks]
+    scalings = bank.scalings or (1.0,) * len(bank.ranks)
+    configs: list[Any] = [
+        LoraConfig(r=rank, lora_alpha=rank * scaling, target_modules=[_LAYER])
+        for rank, scaling in zip(bank.ranks, scalings, strict=True)
+    ]
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
         model = get_peft_model(host, configs[0], names[0], low_cpu_mem_usage=True)
         for name, config in zip(names[1:], configs[1:], strict=True):
             model.add_adapter(name, config, low_cpu_mem_usage=True)
         layer: Any = host[_LAYER]
-        for name, part in zip(names, bank.slices, strict=True):
+        for name, part, scaling in zip(names, bank.slices, scalings, strict=True):
             layer.lora_A[name].weight = nn.Parameter(bank.A[part], requires_grad=False)
-            layer.lora_B[name].weight = nn.Parameter(bank.B[:, part], requires_grad=False)
+            # PEFT gives a scaling's root to either factor, so it has to see it apart from B.
+            layer.lora_B[name].weight = nn.Parameter(bank.B[:, part] / scaling, requires_grad=False)
         torch.manual_seed(seed)
         # Whole matrices of singular vectors would be cut to the same, at many times the time and memory.
         model.add_weighted_adapter(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from merge_cases import check_merge, merge, product
 from peft import LoraConfig, PeftModel, get_peft_model
-from routing_cases import MODULE, adapter, assert_close, make_case, random_factors
+from routing_cases import MODULE, Case, adapter, assert_close, make_case, random_factors
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from hub_router.errors import MethodError
@@ -57,7 +57,7 @@ def save(folder: Path, settings: Sequence[dict[str, Any]]) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def equal(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return save(tmp_path_factory.mktemp("equal"), [{"r": 4, "lora_alpha": 6}] * 3)
+    return save(tmp_path_factory.mktemp("equal"), [{"r": 4, "lora_alpha": alpha} for alpha in (6, 2, 11)])
 
 
 @pytest.fixture(scope="module")
@@ -211,21 +211,24 @@ def test_adapter_that_is_alone_in_a_module_is_taken_as_it_is(name: str) -> None:
     check_merge(create(name, {"scale": 0.5}), case, 0.5 * B @ A, shares, 1e-6)
 
 
-def total(case_pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    return torch.stack([B @ A for A, B in case_pairs]).sum(0)
+def total(case: Case) -> torch.Tensor:
+    return torch.stack([B @ A for A, B in case.pairs]).sum(0)
 
 
-def in_one(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    A, B = (torch.stack(factors).sum(0) for factors in zip(*pairs, strict=True))
+def in_one(case: Case) -> torch.Tensor:
+    """Each scaling's root on either factor, as PEFT does it."""
+    factors = [case.adapters[e].modules[MODULE] for e in case.experts]
+    A = torch.stack([f.scaling**0.5 * f.A.double() for f in factors]).sum(0)
+    B = torch.stack([f.scaling**0.5 * f.B.double() for f in factors]).sum(0)
     return B @ A
 
 
 @pytest.mark.parametrize(("name", "sum_of"), [("cat", total), ("svd", total), ("linear", in_one)])
-def test_candidates_share_the_scale(name: str, sum_of: Callable[..., torch.Tensor]) -> None:
+def test_candidates_share_the_scale(name: str, sum_of: Callable[[Case], torch.Tensor]) -> None:
     case = make_case([4, None, 4, 4, 4], (1,), zero=(3,))
     settings = {"svd_rank": 12} if name == "svd" else {}
     shares = torch.full((3,), 1 / 3, dtype=torch.float64)
-    check_merge(create(name, settings), case, sum_of(case.pairs) / 3, shares, 1e-5)
+    check_merge(create(name, settings), case, sum_of(case) / 3, shares, 1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
