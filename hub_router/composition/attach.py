@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -97,14 +97,14 @@ def detach(model: nn.Module) -> None:
     for linear, update in list(routed_updates(model)):
         if update.planner is not None:
             uninstall(model, update.planner)
-        for handle in update.handles:
-            handle.remove()
+        while update.handles:
+            update.handles.pop().remove()
         del linear._modules[CHILD]
 
 
 def _add_update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> torch.Tensor:
     """Forward hook: the module's output plus what the adapters add."""
-    routed: RoutedUpdate = module.hub_router_update  # type: ignore[assignment]
+    routed = cast(RoutedUpdate, module._modules[CHILD])
     if not isinstance(output, torch.Tensor):
         raise RoutedStateError(
             f"module {routed.module}: {type(module).__qualname__} gives a {type(output).__name__}, expected one tensor "
@@ -115,7 +115,8 @@ def _add_update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if routed.has_gains:
         bias = getattr(module, "bias", None)
         base = output if bias is None else output - bias
-    update = routed(x, base, getattr(module, "embed_scale", None) if routed.lookup else None)
+    # Not through __call__, which looks for hooks that nobody sets here, once per module and token.
+    update = routed.forward(x, base, getattr(module, "embed_scale", None) if routed.lookup else None)
     return output if update is None else output + update.to(output.dtype)
 
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -62,12 +62,44 @@ class _Part:
         return len(self.offsets) - 1
 
 
+class _Whole:
+    """All candidates of a module, read from its buffers without the module's slow look-up of attributes.
+
+    Args:
+        update (RoutedUpdate): whose buffers they are, wherever they are moved.
+    """
+
+    def __init__(self, update: RoutedUpdate) -> None:
+        self._buffers: dict[str, Any] = update._buffers
+        self._names = tuple((name, _STATE + name) for name in update.state_names)
+        self.offsets = update.offsets
+
+    A = property(lambda self: self._buffers["A"])
+    Bt = property(lambda self: self._buffers["Bt"])
+    owners = property(lambda self: self._buffers["owners"])
+    components = property(lambda self: self._buffers["components"])
+    filled = property(lambda self: self._buffers["filled"])
+    gains = property(lambda self: self._buffers["gains"])
+    shifts = property(lambda self: self._buffers["shifts"])
+    experts = property(lambda self: self._buffers["experts"])
+
+    @property
+    def candidates(self) -> int:
+        """Number C of candidates."""
+        return len(self.offsets) - 1
+
+    @property
+    def state(self) -> dict[str, torch.Tensor]:
+        """The router's tensors."""
+        buffers = self._buffers
+        return {name: buffers[key] for name, key in self._names}
+
+
 class RoutedUpdate(nn.Module):
     """``B (g(x) * (A x))`` for one module, and what DoRA magnitudes and biases add; the base computes its own ``W x``.
 
     All tensors are non-persistent buffers: ``model.to(...)`` moves them, ``state_dict`` and ``save_pretrained`` do not
-    see them. They have the dtype of the linear map, the router's at least float32. It is
-    :class:`~hub_router.composition.stacked.Factors`, with all candidates.
+    see them. They have the dtype of the linear map, the router's at least float32.
 
     Args:
         router (Router): decides the gates.
@@ -129,8 +161,9 @@ class RoutedUpdate(nn.Module):
             tensors["gains"] = gains - 1.0
             tensors["shifts"] = None if shifts is None else shifts.to(gains) * gains
         # The part of the module that the latest plan uses, and that plan.
-        self._part: tuple[Plan, _Part] | None = None
+        self._part: tuple[Plan, _Whole | _Part] | None = None
         self._put(tensors, adapted)
+        self.whole = _Whole(self)
 
     def _put(self, tensors: Mapping[str, torch.Tensor | None], adapted: LinearMap) -> None:
         """Register the tensors where the linear map is, in its dtype."""
@@ -164,7 +197,7 @@ class RoutedUpdate(nn.Module):
 
     def state(self) -> Mapping[str, torch.Tensor]:
         """The router's tensors of this module, under the names that its ``prepare`` gave them."""
-        return {name: getattr(self, _STATE + name) for name in self.state_names}
+        return self.whole.state
 
     def forward(
         self, x: torch.Tensor, base: torch.Tensor | None = None, scale: torch.Tensor | float | None = None
@@ -186,15 +219,16 @@ class RoutedUpdate(nn.Module):
             if self.recorder is not None:
                 self.recorder.record(self.module, self.Bt.new_zeros(*leading, self.pool))
             return None
-        factors: Factors = self
-        state, experts = self.state(), self.experts
+        part: _Whole | _Part = self.whole
+        state = part.state
         if self.planner is not None:
             part, rows = self._planned(leading)
-            factors, experts, state = part, part.experts, {**part.state, **rows}
+            state = {**part.state, **rows}
+        factors: Factors = part
         h = self._project(x, factors) if self.router.projects else None
         gates = self.router.route(state, x, h)
         if self.recorder is not None:
-            self._record(gates, factors, experts, leading)
+            self._record(gates, factors, part.experts, leading)
         update = self._sum(x, h, gates, factors)
         if factors.shifts is not None:
             update = update + weighted_candidates(gates, factors, factors.shifts)
@@ -222,7 +256,7 @@ class RoutedUpdate(nn.Module):
             weights = self.shares.to(torch.float32)
         self.recorder.record(self.module, weights.expand(*leading, self.pool))
 
-    def _planned(self, leading: torch.Size) -> tuple[_Part, dict[str, torch.Tensor]]:
+    def _planned(self, leading: torch.Size) -> tuple[_Whole | _Part, dict[str, torch.Tensor]]:
         """The candidates that the plan at hand uses, and its rows beside the inputs."""
         assert self.planner is not None
         plan = self.planner.plan
@@ -235,24 +269,12 @@ class RoutedUpdate(nn.Module):
             self._part = (plan, self._restricted(plan))
         return self._part[1], plan.spread(self.module, leading)
 
-    def _restricted(self, plan: Plan) -> _Part:
+    def _restricted(self, plan: Plan) -> _Whole | _Part:
         """What the plan needs of this module; everything, where that is most of it anyway."""
         used = plan.rows["weights"].index_select(-1, self.experts).any(0)  # [C]
         kept = used[self.owners]  # [R]
-        state = self.state()
         if int(kept.count_nonzero()) > _MOST * self.A.shape[0]:
-            return _Part(
-                A=self.A,
-                Bt=self.Bt,
-                owners=self.owners,
-                components=self.components,
-                filled=self.filled,
-                gains=self.gains,
-                shifts=self.shifts,
-                offsets=self.offsets,
-                experts=self.experts,
-                state=state,
-            )
+            return self.whole
         numbers, rows = (each.nonzero().squeeze(-1) for each in (used, kept))
         router = cast(SequenceRouter, self.router)
         place = torch.cumsum(kept, 0) - 1  # [R], where a kept component goes
@@ -270,7 +292,7 @@ class RoutedUpdate(nn.Module):
             shifts=some(self.shifts),
             offsets=(0, *accumulate(self.ranks[number] for number in numbers.tolist())),
             experts=self.experts.index_select(0, numbers),
-            state=router.restrict(state, numbers, rows),
+            state=router.restrict(self.state(), numbers, rows),
         )
 
 

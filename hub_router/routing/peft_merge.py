@@ -14,8 +14,8 @@ Their hyperparameters:
 - ``svd_rank``: rank of the result where it comes from an SVD; None for the largest rank of the candidates.
 - ``seed``: of DARE's draws, which differ from module to module.
 
-Those that end in ``svd`` form the dense updates of a module's candidates, a few times over, and decompose one: 20 candidates
-of a 4096 x 4096 module take 4 GB and most of a minute of one core.
+Those that end in ``svd`` form the dense updates of a module's candidates, a few times over, and decompose one: 20
+candidates of a 4096 x 4096 module take 4 GB and most of a minute of one core.
 """
 
 from __future__ import annotations

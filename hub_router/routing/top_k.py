@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 
 
@@ -26,9 +28,17 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     if torch.compiler.is_compiling() or scores.device.type != "cpu":
         return _by_keys(scores, k)
     values, indices = scores.topk(min(k + 1, count), dim=-1)
-    if (values[..., 1:] < values[..., :-1]).all():
+    if _all_differ(values):
         return indices[..., :k]
     return _by_keys(scores, k)
+
+
+def _all_differ(values: torch.Tensor) -> bool:
+    """Whether values sorted along the last axis differ from their neighbours; numbers that are none do not."""
+    if values.dim() == 1 or values.shape[:-1].numel() == 1:
+        row = values.reshape(-1).tolist()
+        return all(after < before for before, after in pairwise(row))
+    return bool((values[..., 1:] < values[..., :-1]).all())
 
 
 def _by_keys(scores: torch.Tensor, k: int) -> torch.Tensor:
