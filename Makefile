@@ -27,7 +27,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.dev
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/benchmarks -m "" --override-ini addopts=
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest tests/benchmarks -m "" --override-ini addopts= -s
 
 zoo: $(VENV)/.runtime
 	$(BIN)/python examples/zoo/train.py

@@ -22,6 +22,7 @@ from hub_router.errors import EncoderUnavailableError, HubError, HubRouterError
 from hub_router.settings import DEFAULT_ENCODER, Settings
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
+from hub_router.store import gaussians as gaussian_queries
 from hub_router.store import schema
 from hub_router.store.session import Store, open_store
 from hub_router.store.tables import Adapter, AdapterFile, Repo, SyncRun
@@ -83,6 +84,7 @@ def diagnose(settings: Settings, encoder: str | None = None) -> list[Check]:
             ("sync", _sync_runs),
             ("spectra", _spectra),
             ("embeddings", _embeddings),
+            ("likelihoods", _likelihoods),
             ("compositions", _compositions),
         ):
             checks.append(_guarded(name, partial(_in_session, store, look)))
@@ -316,15 +318,35 @@ def _embeddings(session: Session) -> Check:
     return Check("embeddings", "ok", f"current for {', '.join(encoders)}" if encoders else "nothing to embed")
 
 
+def _likelihoods(session: Session) -> Check:
+    """Whether every served adapter has the Gaussians of its embedded samples, and no other ones."""
+    encoders = feature_queries.encoders(session)
+    found = {encoder: gaussian_queries.stale_gaussians(session, encoder) for encoder in encoders}
+    stale = {encoder: len(missing) + len(gone) for encoder, (missing, gone) in found.items() if missing or gone}
+    if stale:
+        detail = ", ".join(f"missing or stale for {count} adapters ({name})" for name, count in stale.items())
+        return Check("likelihoods", "warn", detail, f"hub-router index --encoder {next(iter(stale))}")
+    return Check("likelihoods", "ok", "current")
+
+
 def _search_index(store: Store, settings: Settings) -> Check:
     """Whether the FAISS files can be read and match the store; search itself rebuilds what does not."""
+    from hub_router.search.gaussian_index import gaussians_are_current
     from hub_router.search.index import is_current
 
     with store.read() as session:
-        states = [feature_queries.embedding_state(session, name) for name in feature_queries.encoders(session)]
+        names = feature_queries.encoders(session)
+        states = [feature_queries.embedding_state(session, name) for name in names]
+        fitted = [gaussian_queries.gaussian_state(session, name) for name in names]
     stale = [state.encoder for state in states if state and not is_current(settings.index_dir, state)]
+    stale += [
+        state.encoder
+        for state in fitted
+        if state and state.generation and not gaussians_are_current(settings.index_dir, state)
+    ]
     if stale:
-        detail = f"missing, unreadable or out of date for {', '.join(stale)}; the next search rebuilds it"
+        named = ", ".join(dict.fromkeys(stale))
+        detail = f"missing, unreadable or out of date for {named}; the next search rebuilds it"
         return Check("search index", "warn", detail, f"hub-router index --encoder {stale[0]}")
     return Check("search index", "ok", f"current for {len(states)} encoders, in {settings.index_dir}")
 

@@ -400,6 +400,10 @@ class AdapterCheck:
         return "usable with note" if self.notes else "usable"
 
 
+# What adapters are ranked by: the cosine of their nearest text, or how likely an input is among their samples.
+SEARCH_BY = ("cosine", "likelihood")
+
+
 @dataclass(frozen=True)
 class IndexSummary:
     """What one call of ``index`` did.
@@ -407,6 +411,7 @@ class IndexSummary:
     Args:
         spectra (int): adapters whose spectra were computed.
         embedded (int): adapters whose texts were embedded.
+        gaussians (int): adapters to whose embedded samples a Gaussian was fitted.
         unchanged (int): adapters for which nothing was missing.
         encoder (str): sentence encoder used.
         failed (tuple[tuple[str, str], ...]): (adapter, reason) of those that could not be indexed.
@@ -414,6 +419,7 @@ class IndexSummary:
 
     spectra: int
     embedded: int
+    gaussians: int
     unchanged: int
     encoder: str
     failed: tuple[tuple[str, str], ...] = ()

@@ -154,6 +154,29 @@ def test_stale_embeddings(world: Path) -> None:
     assert found["embeddings"].fix == "hub-router index --encoder offline"
 
 
+@pytest.mark.parametrize("samples", [1, 4])
+def test_likelihoods_that_are_not_computed(world: Path, samples: int) -> None:
+    (world / "inputs.jsonl").write_text("".join(f'{{"input": "Good day, number {n}"}}\n' for n in range(samples)))
+    with Hub(world / "home") as hub:
+        hub.samples.add("greeting", world / "inputs.jsonl")
+        assert set(faults(world)) == {"embeddings"}
+        assert hub.index().gaussians == 1
+        assert faults(world) == {}
+        with sqlite3.connect(world / "home" / "catalog.db") as database:
+            database.execute("delete from adapter_gaussians")
+        found = faults(world)
+        assert set(found) == {"likelihoods"}
+        assert found["likelihoods"].detail == "missing or stale for 1 adapters (offline)"
+        assert found["likelihoods"].fix == "hub-router index --encoder offline"
+        hub.index()
+        assert faults(world) == {}
+        for path in (world / "home" / "faiss").rglob("fine-directions.npy"):
+            path.unlink()
+        assert set(faults(world)) == {"search index"}
+        hub.index()
+    assert faults(world) == {}
+
+
 @pytest.mark.parametrize("damage", ["removed", "cut", "garbage"])
 def test_a_search_index_that_cannot_be_used_is_named_and_rebuilt(world: Path, damage: str) -> None:
     for path in (world / "home" / "faiss").rglob("*.faiss"):

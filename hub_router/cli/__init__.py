@@ -32,6 +32,7 @@ COMMANDS = {
     "compositions": ("compositions", "compositions", "List the stored compositions, or delete one."),
     "generate": ("generate", "generate", "Generate text with a stored composition."),
     "eval": ("evaluation", "evaluate", "Score a composition's pool per task under several methods."),
+    "report": ("reporting", "report", "Report on a pool: HiLoRA's epsilon, distances between tasks, error bounds."),
     "db": ("database", "database", "Look after the catalog's database."),
     "doctor": ("doctor", "doctor", "Check the installation and the catalog, and say what mends each fault."),
 }

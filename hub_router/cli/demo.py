@@ -25,9 +25,9 @@ from hub_router.cli.options import Call, common_options
 def demo(call: Call, keep: Path | None) -> None:
     """Do the whole main job on bundled adapters, offline.
 
-    Serves them over HTTP on loopback as a Hub, then runs sync, index, search, compose, generate and eval against it;
-    every command line is shown before it runs. The demo has a catalog of its own, whatever --home and --database-url
-    say.
+    Serves them over HTTP on loopback as a Hub, then runs sync, index, search, compose, generate, report and eval
+    against it; every command line is shown before it runs. The demo has a catalog of its own, whatever --home and
+    --database-url say.
     """
     from hub_router.demo.session import run
 

@@ -14,15 +14,16 @@ from hub_router.cli.options import Call, common_options, encoder_option
 def index(call: Call, encoder: str | None) -> None:
     """Compute what search and routing need; nothing is computed twice.
 
-    Per adapter: the spectrum and leading direction of every module, and the embeddings of its card and samples. Then
-    the search index. Ends with status 1 if an adapter could not be indexed; the others are.
+    Per adapter: the spectrum and leading direction of every module, the embeddings of its card and samples, and the
+    Gaussian of the samples' embeddings. Then the search indexes. Ends with status 1 if an adapter could not be
+    indexed; the others are.
     """
     with call.hub() as hub:
         summary = hub.index(encoder)
     call.out.document(summary)
     call.out.text(
         f"Spectra computed for {summary.spectra} adapters, texts embedded for {summary.embedded}, "
-        f"nothing missing for {summary.unchanged}; encoder {summary.encoder}."
+        f"Gaussians fitted for {summary.gaussians}, nothing missing for {summary.unchanged}; encoder {summary.encoder}."
     )
     if summary.failed:
         call.out.table(["not indexed", "reason"], summary.failed)

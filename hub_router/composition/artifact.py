@@ -4,7 +4,8 @@
 
     composition.json       manifest: format, method, adapters, base model, hashes
     factors.safetensors    every adapter's tensors as stored, in their own dtypes; scalings are in the manifest
-    state.safetensors      what the method made of them: router tensors, factors of its own; the base's loose buffers
+    state.safetensors      what the method made of them: router tensors, factors of its own; Gaussians of the adapters'
+                           samples; the base's loose buffers
     tokenizer/  base/      the tokenizer; the base model where it has no folder or Hub id to come back from
 """
 
@@ -15,7 +16,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.plan import Planner
 from hub_router.composition.reference import describe_base, loose_buffers
 from hub_router.errors import ArtifactError
+from hub_router.features import PoolFeatures
+from hub_router.gaussian import Gaussian
 from hub_router.lora.adapter import LoraAdapter, LoraFactors, SavedParameter
 from hub_router.lora.bank import ModuleBank
 from hub_router.routing.base import Prepared, Router
@@ -46,6 +49,7 @@ _READABLE = (2, VERSION)
 _BUFFER = "base buffer/"
 _SAVED = "base parameter/"
 _PLAN = "plan state/"
+_TASK = "task gaussian/"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +78,7 @@ class Artifact:
         buffers (Mapping[str, torch.Tensor]): what a checkpoint of the base model leaves out.
         tokenizer (Path | None): folder of the tokenizer, where one was saved.
         plan (SavedPlan | None): of a method that decides per sequence.
+        features (PoolFeatures): Gaussians of the adapters' samples, where they were known.
     """
 
     method: str
@@ -84,6 +89,7 @@ class Artifact:
     buffers: Mapping[str, torch.Tensor]
     tokenizer: Path | None
     plan: SavedPlan | None = None
+    features: PoolFeatures = field(default_factory=PoolFeatures)
 
 
 def write(
@@ -95,6 +101,7 @@ def write(
     model: Any,
     tokenizer: Any,
     planner: Planner | None = None,
+    features: PoolFeatures | None = None,
 ) -> None:
     """Write a routed model; the folder appears whole or not at all.
 
@@ -106,6 +113,7 @@ def write(
         model (PreTrainedModel): the base model.
         tokenizer (PreTrainedTokenizerBase | None): saved where there is one.
         planner (Planner | None): of a method that decides per sequence.
+        features (PoolFeatures | None): whose Gaussians are kept, for other methods and pools.
 
     Raises:
         ArtifactError: the folder holds something else.
@@ -117,12 +125,15 @@ def write(
     try:
         fresh = work / "new"
         fresh.mkdir()
+        features = features or PoolFeatures()
+        known = {each.name: features.gaussians[each.name] for each in adapters if each.name in features.gaussians}
         manifest = {
             "format": FORMAT,
             "version": VERSION,
             "method": {"name": router.name, "hyperparameters": hyperparameters_of(router)},
             "adapters": _write_factors(fresh / FACTORS, adapters),
-            "modules": _write_state(fresh / STATE, updates, _beside(model, planner)),
+            "modules": _write_state(fresh / STATE, updates, _beside(model, planner, known)),
+            "tasks": {"encoder": features.encoder, "samples": {name: each.samples for name, each in known.items()}},
             "encoder": None if planner is None else planner.encoder.name,
             "base": describe_base(model, fresh),
             "tokenizer": tokenizer is not None,
@@ -183,6 +194,7 @@ def _decode(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
         buffers=_under(_BUFFER, state),
         tokenizer=folder / TOKENIZER if manifest["tokenizer"] else None,
         plan=None if manifest.get("encoder") is None else SavedPlan(manifest["encoder"], _under(_PLAN, state)),
+        features=_features(manifest.get("tasks", {"encoder": None, "samples": {}}), state),
     )
 
 
@@ -301,12 +313,24 @@ def _write_state(
     }
 
 
-def _beside(model: Any, planner: Planner | None) -> dict[str, torch.Tensor]:
+def _beside(model: Any, planner: Planner | None, known: Mapping[str, Gaussian]) -> dict[str, torch.Tensor]:
     """What belongs to no module: buffers that the base's checkpoint lacks, and what plans are made from."""
     plan = {} if planner is None else planner.state
-    return {_BUFFER + name: buffer for name, buffer in loose_buffers(model).items()} | {
-        _PLAN + name: tensor for name, tensor in plan.items()
+    tensors = {_BUFFER + name: buffer for name, buffer in loose_buffers(model).items()}
+    tensors |= {_PLAN + name: tensor for name, tensor in plan.items()}
+    for name, each in known.items():
+        tensors[f"{_TASK}{name}/mean"] = torch.tensor(each.mean)
+        tensors[f"{_TASK}{name}/factors"] = torch.tensor(each.factors)
+    return tensors
+
+
+def _features(entry: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> PoolFeatures:
+    """The Gaussians of the adapters' samples."""
+    gaussians = {
+        name: Gaussian(state[f"{_TASK}{name}/mean"].numpy(), state[f"{_TASK}{name}/factors"].numpy(), samples)
+        for name, samples in entry["samples"].items()
     }
+    return PoolFeatures(gaussians=gaussians, encoder=entry["encoder"])
 
 
 def _under(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

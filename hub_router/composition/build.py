@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,16 @@ from typing import Any
 from torch import nn
 
 from hub_router.composition.architecture import empty_model
-from hub_router.composition.assemble import prepare, stack
 from hub_router.composition.attach import need_unrouted
-from hub_router.composition.base_model import base_name, load_base
+from hub_router.composition.base_model import base_name, load_model, load_tokenizer
 from hub_router.composition.plan import TextEncoder
-from hub_router.composition.pool import AdapterSource, check_pool, read_pool
+from hub_router.composition.pool import AdapterSource, read_pool
 from hub_router.composition.routed import RoutedModel
-from hub_router.composition.tasks import Samples, find_tasks, make_planner, need_tasks
+from hub_router.composition.setup import Background, make_setup
+from hub_router.composition.tasks import Samples
 from hub_router.errors import MissingError
 from hub_router.features import PoolFeatures
-from hub_router.lora.adapter import LoraAdapter
-from hub_router.lora.bank import AdapterBank
 from hub_router.routing.registry import create
-
-_LOG = logging.getLogger(__name__)
 
 
 def compose(
@@ -70,44 +65,17 @@ def compose(
     """
     router = create(method, hyperparameters)
     pool, unreadable = read_pool(adapters)
-    members = router.members([adapter.name for adapter in pool])
-    path = str(model) if isinstance(model, str | Path) else None
-    if path is None:
-        if not isinstance(model, nn.Module):
-            raise MissingError(f"model is {model!r}, expected a transformers model, a folder or a Hub id")
-        need_unrouted(model)
-        plan = check_pool(model, base_name(model), pool, unreadable, members)
-    elif any(adapter.copies or adapter.saved for adapter in pool):
+    background = Background(features or PoolFeatures()).with_samples(samples, encoder)
+    if isinstance(model, str | Path):
+        path = str(model)
         # Only the weights themselves can be compared with those that came along.
-        model, found = load_base(path)
-        plan = check_pool(model, path, pool, unreadable, members)
-    else:
-        plan = check_pool(empty_model(path), path, pool, unreadable, members)
-    bank = stack(pool)
-    router.check(bank)
-    features = features or PoolFeatures()
-    samples = samples or {}
-    text = tokenizer is not None or path is not None
-    need_tasks(router, bank.adapters, features=features, samples=samples, encoder=encoder, tokenizer=text)
-    tasks = find_tasks(router, bank.adapters, features=features, samples=samples, encoder=encoder)
-    if path is not None:
-        if isinstance(model, str | Path):
-            model, found = load_base(path)
-        tokenizer = found if tokenizer is None else tokenizer
-    notes = (*_notes(pool, bank, members), *plan.notes)
-    prepared = prepare(router, bank, features)
-    planner = make_planner(router, bank, tasks, tokenizer)
-    return RoutedModel.attached(model, tokenizer, pool, router, prepared, plan, notes, planner)
-
-
-def _notes(pool: Sequence[LoraAdapter], bank: AdapterBank, members: Sequence[str]) -> list[str]:
-    """What the reader notes about each adapter, and which adapters change nothing, which is logged as well."""
-    live = {bank.adapters[expert] for module in bank.modules.values() for expert in module.experts}
-    still = [
-        f"adapter {adapter.name!r} changes nothing: B A is zero in all of its modules"
-        for adapter in pool
-        if adapter.name in members and adapter.name not in live and not adapter.saved
-    ]
-    for note in still:
-        _LOG.warning("%s", note)
-    return still + [f"adapter {adapter.name!r}: {note}" for adapter in pool for note in adapter.notes]
+        compared = any(adapter.copies or adapter.saved for adapter in pool)
+        held = load_model(path) if compared else empty_model(path)
+        tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer
+        setup = make_setup(held, path, router, pool, unreadable, background, tokenizer)
+        return RoutedModel.attached(held if compared else load_model(path), tokenizer, setup)
+    if not isinstance(model, nn.Module):
+        raise MissingError(f"model is {model!r}, expected a transformers model, a folder or a Hub id")
+    need_unrouted(model)
+    setup = make_setup(model, base_name(model), router, pool, unreadable, background, tokenizer)
+    return RoutedModel.attached(model, tokenizer, setup)

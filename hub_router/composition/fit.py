@@ -48,7 +48,7 @@ class BaseModules:
             tuple[ModuleFit, ...]: one per module, in order.
         """
         fresh = [each.name for each in modules if each.name in self._held and each.name not in self._judged]
-        skipped = bypassed(self._model, fresh)
+        skipped = bypassed(self._model, fresh) if fresh else {}
         self._judged |= {name: self._aliased(name) or skipped.get(name, "") for name in fresh}
         return tuple(_fit(self._held, facts, self._nearest, self._judged) for facts in modules)
 

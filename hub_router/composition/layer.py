@@ -265,13 +265,14 @@ class RoutedUpdate(nn.Module):
                 f"module {self.module}: method {self.router.name!r} decides by the text of its input, which the model "
                 "reads; call the whole model, not a part of it"
             )
-        if self._part is None or self._part[0].rows is not plan.rows:
-            self._part = (plan, self._restricted(plan))
-        return self._part[1], plan.spread(self.module, leading)
+        held = self._part
+        if held is None or held[0].rows is not plan.rows:
+            held = self._part = (plan, self._restricted(plan))
+        return held[1], plan.spread(self.module, leading, self.A.device)
 
     def _restricted(self, plan: Plan) -> _Whole | _Part:
         """What the plan needs of this module; everything, where that is most of it anyway."""
-        used = plan.rows["weights"].index_select(-1, self.experts).any(0)  # [C]
+        used = plan.on(self.A.device)["weights"].index_select(-1, self.experts).any(0)  # [C]
         kept = used[self.owners]  # [R]
         if int(kept.count_nonzero()) > _MOST * self.A.shape[0]:
             return self.whole

@@ -1,14 +1,16 @@
 """Sequence-level methods at work: one plan per input sequence, from the text that the model is about to read.
 
 The plan is made where the text begins: at the model's own forward, or at ``generate``, whose prompt's plan holds for
-all forwards inside it, cached or not, with beams or a draft model. The updates of a model share one :class:`Planner`.
+all forwards inside it, cached or not, with beams or a draft model. A cache remembers the plan of the text that it
+holds, for whoever continues it by hand. The updates of a model share one :class:`Planner`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +26,9 @@ from hub_router.routing.base import SequenceRouter
 
 # Sequences whose plans are remembered; scoring the same prompts again then asks the encoder nothing.
 _REMEMBERED = 4096
+# Where a model takes its cache, and gives it back; and where a cache keeps the plan of what it holds.
+_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
+_MARK = "hub_router_plan"
 
 
 class TextEncoder(Protocol):
@@ -60,13 +65,18 @@ class Plan:
         """Number B of sequences."""
         return self.rows["weights"].shape[0]
 
-    def spread(self, module: str, leading: Sequence[int]) -> dict[str, torch.Tensor]:
+    def on(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The rows on the device of a module, where a model is spread over several."""
+        return {name: row.to(device) for name, row in self.rows.items()}
+
+    def spread(self, module: str, leading: Sequence[int], device: torch.device) -> dict[str, torch.Tensor]:
         """The rows as one module needs them beside its inputs.
 
         Args:
             module (str): its path, for the message.
             leading (Sequence[int]): axes of its inputs before the last, ``(B, T)`` or, flattened, ``(B T,)``. With
                 beams there are several rows per sequence, one after another.
+            device (torch.device): the module's.
 
         Returns:
             dict[str, torch.Tensor]: ``(B, 1, ...)`` or ``(B T, ...)``.
@@ -84,7 +94,7 @@ class Plan:
                 "this module out"
             )
         spread = {}
-        for name, row in self.rows.items():
+        for name, row in self.on(device).items():
             each = row if count == self.sequences else row.repeat_interleave(count // self.sequences, dim=0)
             for _ in leading[1:]:
                 each = each.unsqueeze(1)
@@ -109,10 +119,31 @@ class Planner:
         self.state = dict(state)
         self.encoder = encoder
         self.tokenizer = tokenizer
-        self.plan: Plan | None = None
         self.handles: list[RemovableHandle] = []
-        self._held = False
-        self._known: OrderedDict[str, dict[str, torch.Tensor]] = OrderedDict()
+        # Caches are marked by it: another planner would decide otherwise, or over another pool.
+        self.identity = uuid.uuid4().hex
+        # By thread: what runs in one says nothing about the text that another one reads.
+        self._running: dict[int, Plan] = {}
+        self._held: set[int] = set()
+        # Of the forward that a backward is at, which gradient checkpointing runs again.
+        self._differentiated: Plan | None = None
+        self._known: dict[str, dict[str, torch.Tensor]] = {}
+
+    @property
+    @torch.compiler.disable
+    def plan(self) -> Plan | None:
+        """The plan of the forward under way in this thread, or, inside a backward, of the forward that it is at."""
+        found = self._running.get(threading.get_ident())
+        return self._differentiated if found is None and torch._C._current_graph_task_id() != -1 else found
+
+    @plan.setter
+    def plan(self, plan: Plan) -> None:
+        self._running[threading.get_ident()] = plan
+
+    @property
+    def held(self) -> bool:
+        """Whether the plan of this thread holds for several forwards."""
+        return threading.get_ident() in self._held
 
     @contextmanager
     def holding(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Iterator[None]:
@@ -125,68 +156,108 @@ class Planner:
         Yields:
             None: while it holds.
         """
-        if self._held:
+        if self.held:
             yield
             return
-        self.make(ids, mask)
-        self._held = True
+        self.plan = self.make(ids, mask)
+        self._held.add(threading.get_ident())
         try:
             yield
         finally:
-            self._held = False
+            self._held.discard(threading.get_ident())
+            self._running.pop(threading.get_ident(), None)
 
-    def make(self, ids: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def make(self, ids: torch.Tensor, mask: torch.Tensor | None) -> Plan:
         """Plan for a batch.
 
         Args:
             ids (torch.Tensor): token ids ``(B, T)``.
             mask (torch.Tensor | None): 1 for tokens, 0 for padding ``(B, T)``; None where nothing is padded, or with
                 special tokens alone, which are no text.
+
+        Returns:
+            Plan: a row per sequence.
         """
         texts = self._texts(ids, mask)
-        unknown = list(dict.fromkeys(text for text in texts if text not in self._known))
-        if unknown:
-            embeddings = torch.as_tensor(np.asarray(self.encoder.encode(unknown), dtype=np.float64))
-            rows = self.router.plan(self.state, embeddings, [seed_of(text) for text in unknown])
-            for number, text in enumerate(unknown):
-                self._known[text] = {name: row[number] for name, row in rows.items()}
-        found = [self._known[text] for text in texts]
-        for text in texts:
-            self._known.move_to_end(text)
+        found = {}
+        for text in dict.fromkeys(texts):
+            known = self._known.pop(text, None)
+            found[text] = self._decide(text) if known is None else known
+        self._known |= found
         while len(self._known) > _REMEMBERED:
-            self._known.popitem(last=False)
-        rows = {name: torch.stack([each[name] for each in found]).to(ids.device) for name in found[0]}
-        self.plan = Plan(rows, ids.shape[1])
+            del self._known[next(iter(self._known))]
+        return Plan(
+            {name: torch.stack([found[text][name] for text in texts]).to(ids.device) for name in found[texts[0]]},
+            ids.shape[1],
+        )
 
-    def before_forward(self, kwargs: Mapping[str, Any], args: Sequence[Any]) -> None:
+    def _decide(self, text: str) -> dict[str, torch.Tensor]:
+        """The rows of one text, which is embedded alone: beside others its vector would be rounded otherwise."""
+        embedding = torch.as_tensor(np.asarray(self.encoder.encode([text]), dtype=np.float64))
+        return {name: row[0] for name, row in self.router.plan(self.state, embedding, [seed_of(text)]).items()}
+
+    def before_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Look at what the model is about to read: a new input gets a plan, a continued one keeps its own.
 
         Args:
-            kwargs (Mapping[str, Any]): of the model's forward.
             args (Sequence[Any]): of the model's forward.
+            kwargs (Mapping[str, Any]): of the model's forward.
 
         Raises:
             RoutedStateError: there is no text to decide by.
         """
         ids = args[0] if args and isinstance(args[0], torch.Tensor) else kwargs.get("input_ids")
-        seen = next(
-            (each for key in ("decoder_input_ids", "inputs_embeds") if (each := kwargs.get(key)) is not None), ids
-        )
-        if not self._held and not _continues(kwargs):
-            if ids is None and kwargs.get("encoder_outputs") is None:
-                raise RoutedStateError(
-                    f"method {self.router.name!r} decides by the text of its input, got no input_ids; pass input_ids, "
-                    "or choose a token-level method, such as arrow"
-                )
-            if ids is not None:
-                self.make(ids, kwargs.get("attention_mask"))
-        if self.plan is None:
-            raise RoutedStateError(
-                f"method {self.router.name!r} decides by the text of its input, and this forward continues one that "
-                "it has not seen; start with the prompt's input_ids"
-            )
+        if not self.held:
+            self.plan = self._begin(ids, kwargs.get("attention_mask"), _caches(kwargs))
+        plan = self.plan
+        assert plan is not None
+        keys = ("decoder_input_ids", "inputs_embeds")
+        seen = next((each for key in keys if (each := kwargs.get(key)) is not None), ids)
         if seen is not None:
-            self.plan = Plan(self.plan.rows, seen.shape[1])
+            self.plan = Plan(plan.rows, seen.shape[1])
+
+    def after_forward(self, kwargs: Mapping[str, Any], output: Any, trains: bool) -> None:
+        """Let the caches that the model filled remember their plan, and the output, for its backward.
+
+        Args:
+            kwargs (Mapping[str, Any]): of the model's forward.
+            output (Any): of the model's forward; None where it failed.
+            trains (bool): whether a backward may follow that runs the forward again.
+        """
+        plan = self._running.get(threading.get_ident())
+        if plan is None:
+            return
+        values = list(output.values()) if isinstance(output, Mapping) else output if isinstance(output, tuple) else []
+        for each in (*_caches(kwargs), *values):
+            if hasattr(each, "get_seq_length") or hasattr(each, "seqlen_offset"):
+                setattr(each, _MARK, (self.identity, plan.rows))
+        if trains:
+            for each in _tensors(output if isinstance(output, torch.Tensor) else values):
+                # The gradient of an output comes before those of the layers that made it.
+                each.register_hook(partial(self._differentiate, plan))
+        if not self.held:
+            del self._running[threading.get_ident()]
+
+    def _differentiate(self, plan: Plan, _gradient: torch.Tensor) -> None:
+        self._differentiated = plan
+
+    def _begin(self, ids: torch.Tensor | None, mask: torch.Tensor | None, caches: Iterable[Any]) -> Plan:
+        """The plan of a forward: of its text, or of the text that its cache holds."""
+        for cache in caches:
+            if _holds_tokens(cache):
+                identity, rows = getattr(cache, _MARK, (None, None))
+                if rows is None or identity != self.identity:
+                    raise RoutedStateError(
+                        f"method {self.router.name!r} decides by the text of its input, and this forward continues one "
+                        "that it has not seen; start with the prompt's input_ids"
+                    )
+                return Plan(rows, 1)
+        if ids is None:
+            raise RoutedStateError(
+                f"method {self.router.name!r} decides by the text of its input, got no input_ids; pass input_ids, also "
+                "beside inputs_embeds or encoder_outputs, or choose a token-level method, such as arrow"
+            )
+        return self.make(ids, mask)
 
     def _texts(self, ids: torch.Tensor, mask: torch.Tensor | None) -> list[str]:
         """The text of each sequence, without padding and special tokens."""
@@ -214,6 +285,7 @@ def install(model: nn.Module, planner: Planner) -> None:
     if hasattr(type(model), "generate"):
         model.generate = partial(_generate, planner, model)  # type: ignore[assignment]
     planner.handles.append(model.register_forward_pre_hook(partial(_before, planner), with_kwargs=True))
+    planner.handles.append(model.register_forward_hook(partial(_after, planner), with_kwargs=True, always_call=True))
 
 
 def uninstall(model: nn.Module, planner: Planner) -> None:
@@ -230,7 +302,12 @@ def uninstall(model: nn.Module, planner: Planner) -> None:
 
 @torch.compiler.disable
 def _before(planner: Planner, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    planner.before_forward(kwargs, args)
+    planner.before_forward(args, kwargs)
+
+
+@torch.compiler.disable
+def _after(planner: Planner, model: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    planner.after_forward(kwargs, output, trains=model.training and torch.is_grad_enabled())
 
 
 def _generate(planner: Planner, model: Any, inputs: torch.Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -245,15 +322,31 @@ def _generate(planner: Planner, model: Any, inputs: torch.Tensor | None = None, 
         return type(model).generate(model, inputs, *args, **kwargs)
 
 
-def _continues(kwargs: Mapping[str, Any]) -> bool:
-    """Whether a forward goes on from a cache that holds earlier tokens."""
-    for key in ("past_key_values", "cache_params"):
-        cache = kwargs.get(key)
-        if cache is None:
-            continue
-        if getattr(cache, "has_previous_state", False) is True:
+def _caches(named: Mapping[str, Any]) -> list[Any]:
+    """The caches among a model's inputs or outputs."""
+    return [cache for key in _CACHES if (cache := named.get(key)) is not None]
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    """Those among a model's outputs that a gradient can come back through."""
+    if isinstance(values, torch.Tensor):
+        if values.requires_grad:
+            yield values
+    elif isinstance(values, list | tuple):
+        for each in values:
+            yield from _tensors(each)
+
+
+def _holds_tokens(cache: Any) -> bool:
+    """Whether a cache holds earlier tokens; one of transformers is a list of layers, each with a state of its own."""
+    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
+    if layers is None:
+        # A model's own kind, of whose making there is nothing to be known: tuples of tensors, mostly.
+        return True
+    for layer in layers:
+        if any(getattr(layer, "has_previous_state", {}).values()):
             return True
-        length = getattr(cache, "get_seq_length", None)
+        length = getattr(layer, "get_seq_length", None)
         if length is not None and int(length()) > 0:
             return True
     return False

@@ -14,7 +14,7 @@ from hub_router.composition.check import check_fit
 from hub_router.composition.saved import SavedPlan, plan_saved, same_values
 from hub_router.errors import IncompatibleAdaptersError, MethodError, UnsupportedAdapterError
 from hub_router.lora.adapter import LoraAdapter
-from hub_router.lora.reader import read_adapter
+from hub_router.lora.reader import read_adapters
 
 AdapterSource = str | Path | LoraAdapter
 
@@ -38,12 +38,16 @@ def read_pool(
     Raises:
         MethodError: there is none, or ``adapters`` is no pool; lists every bad entry or name.
     """
+    named = _named(adapters)
+    folders = [(_folder(source), name) for name, source in named if not isinstance(source, LoraAdapter)]
+    read = iter(read_adapters(folders))
     pool, unreadable = [], []
-    for name, source in _named(adapters):
-        try:
-            pool.append(replace(source, name=name) if isinstance(source, LoraAdapter) else _read(source, name))
-        except UnsupportedAdapterError as error:
-            unreadable.append(str(error))
+    for name, source in named:
+        found = replace(source, name=name) if isinstance(source, LoraAdapter) else next(read)
+        if isinstance(found, LoraAdapter):
+            pool.append(found)
+        else:
+            unreadable.append(_refusal(found, source))
     return tuple(pool), tuple(unreadable)
 
 
@@ -83,6 +87,30 @@ def check_pool(
     if unreadable:
         raise UnsupportedAdapterError("\n".join(unreadable))
     return plan
+
+
+def standing(
+    adapters: Mapping[str, AdapterSource] | Sequence[AdapterSource], pool: Sequence[LoraAdapter]
+) -> Mapping[str, AdapterSource] | Sequence[AdapterSource]:
+    """A pool as a caller names it, with the adapters for which names of another pool stand.
+
+    Args:
+        adapters (Mapping | Sequence): as for :func:`read_pool`, or anything else, which it refuses.
+        pool (Sequence[LoraAdapter]): the other pool.
+
+    Returns:
+        Mapping | Sequence: for :func:`read_pool`, which reads the rest.
+    """
+    known = {adapter.name: adapter for adapter in pool}
+
+    def found(source: AdapterSource) -> AdapterSource:
+        return known.get(source, source) if isinstance(source, str) else source
+
+    if isinstance(adapters, Mapping):
+        return {name: found(source) for name, source in adapters.items()}
+    if isinstance(adapters, str | bytes) or not isinstance(adapters, Sequence):
+        return adapters
+    return [found(source) for source in adapters]
 
 
 def _named(adapters: Any) -> list[tuple[str, AdapterSource]]:
@@ -135,17 +163,14 @@ def _folder(source: str | Path) -> Path:
         return Path(source)
 
 
-def _read(source: str | Path, name: str) -> LoraAdapter:
-    """An adapter's folder, or a refusal that knows what a Hub id looks like."""
-    try:
-        return read_adapter(_folder(source), name)
-    except UnsupportedAdapterError as error:
-        if _HUB_ID.fullmatch(str(source)) and not Path(source).exists():
-            raise UnsupportedAdapterError(
-                f"{error}; compose() takes folders: if {source} is a Hub id, `hub-router sync {source}` brings it into "
-                "the catalog, and Hub.compose takes ids"
-            ) from error
-        raise
+def _refusal(error: UnsupportedAdapterError, source: AdapterSource) -> str:
+    """Why a folder cannot be used; what a Hub id looks like is known."""
+    if isinstance(source, LoraAdapter) or not _HUB_ID.fullmatch(str(source)) or Path(source).exists():
+        return str(error)
+    return (
+        f"{error}; compose() takes folders: if {source} is a Hub id, `hub-router sync {source}` brings it into the "
+        "catalog, and Hub.compose takes ids"
+    )
 
 
 def _other_weights(model: nn.Module, pool: Sequence[LoraAdapter]) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,22 +10,22 @@ from typing import Any, cast
 import torch
 
 from hub_router.composition import artifact
-from hub_router.composition.assemble import make_updates
 from hub_router.composition.attach import attach, detach, need_unrouted, routed_updates
 from hub_router.composition.base_model import base_name, load_tokenizer
 from hub_router.composition.check import check_fit
 from hub_router.composition.explain import Explanation, explain
 from hub_router.composition.plan import Planner, TextEncoder
+from hub_router.composition.pool import AdapterSource, read_pool, standing
 from hub_router.composition.reference import check_base, restore_base
-from hub_router.composition.saved import Replacement, SavedPlan, plan_saved
+from hub_router.composition.saved import Replacement, plan_saved
+from hub_router.composition.setup import Background, Setup, install, make_setup
+from hub_router.composition.tasks import Samples
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
-from hub_router.errors import HubRouterError, IncompatibleAdaptersError, RoutedStateError
+from hub_router.errors import HubRouterError, IncompatibleAdaptersError, MethodError, RoutedStateError
 from hub_router.lora.adapter import LoraAdapter
-from hub_router.routing.base import Prepared, Router, SequenceRouter
+from hub_router.routing.base import Router, SequenceRouter
 from hub_router.routing.registry import create
-
-_LOG = logging.getLogger(__name__)
 
 
 class RoutedModel:
@@ -35,69 +34,44 @@ class RoutedModel:
     Args:
         model (PreTrainedModel): the base model with the updates attached.
         tokenizer (PreTrainedTokenizerBase | None): for text in and out.
-        pool (Sequence[LoraAdapter]): the adapters in the order of axis E.
-        method (Router): the routing method with its hyperparameters.
+        setup (Setup): pool and method that are attached.
         replacement (Replacement): parameters of the base model that an adapter used alone replaces.
+
+    Attributes:
+        method (Router): the routing method with its hyperparameters.
         notes (tuple[str, ...]): what a user should know about this composition.
-        planner (Planner | None): asks the method, where it decides per sequence.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        pool: Sequence[LoraAdapter],
-        method: Router,
-        replacement: Replacement,
-        notes: tuple[str, ...] = (),
-        planner: Planner | None = None,
-    ) -> None:
+    method: Router
+    notes: tuple[str, ...]
+
+    def __init__(self, model: Any, tokenizer: Any, setup: Setup, replacement: Replacement) -> None:
         self._model = model
-        self._pool = tuple(pool)
         self._attached = True
-        self._replacement = replacement
-        self._planner = planner
-        self.notes = notes
         self.tokenizer = tokenizer
-        self.method = method
+        self._take(setup, replacement)
 
     @classmethod
-    def attached(
-        cls,
-        model: Any,
-        tokenizer: Any,
-        pool: Sequence[LoraAdapter],
-        method: Router,
-        prepared: Mapping[str, Prepared],
-        plan: SavedPlan,
-        notes: Sequence[str],
-        planner: Planner | None = None,
-    ) -> RoutedModel:
+    def attached(cls, model: Any, tokenizer: Any, setup: Setup) -> RoutedModel:
         """Attach a pool that was checked; if anything fails, the base model is as it was.
 
         Args:
             model (PreTrainedModel): the base model.
             tokenizer (PreTrainedTokenizerBase | None): for text in and out.
-            pool (Sequence[LoraAdapter]): the adapters in the order of axis E.
-            method (Router): the routing method.
-            prepared (Mapping[str, Prepared]): its state, by module path.
-            plan (SavedPlan): parameters that replace the base model's; DoRA's gains are those of the replaced weights.
-            notes (Sequence[str]): what a user should know.
-            planner (Planner | None): asks the method, where it decides per sequence.
+            setup (Setup): from :func:`~hub_router.composition.setup.make_setup`.
 
         Returns:
             RoutedModel: holds the model, now routed.
         """
-        for note in plan.notes:
-            _LOG.warning("%s", note)
-        replacement = Replacement(model, plan.replace)
-        try:
-            attach(model, make_updates(model, method, prepared, len(pool), planner), planner)
-            return cls(model, tokenizer, pool, method, replacement, tuple(notes), planner)
-        except BaseException:
-            detach(model)
-            replacement.restore()
-            raise
+        return cls(model, tokenizer, setup, install(model, setup))
+
+    def _take(self, setup: Setup, replacement: Replacement) -> None:
+        self._pool = setup.pool
+        self._replacement = replacement
+        self._planner = setup.planner
+        self._background = setup.background
+        self.method = setup.router
+        self.notes = setup.notes
 
     @property
     def model(self) -> Any:
@@ -221,6 +195,7 @@ class RoutedModel:
                 model=self._model,
                 tokenizer=self.tokenizer,
                 planner=self._planner,
+                features=self._background.features,
             )
 
     @classmethod
@@ -276,7 +251,136 @@ class RoutedModel:
         planner = None
         if saved.plan is not None and encoder is not None:
             planner = Planner(cast(SequenceRouter, router), saved.plan.state, encoder, tokenizer)
-        return cls.attached(model, tokenizer, saved.adapters, router, saved.prepared, plan, plan.notes, planner)
+        background = Background(saved.features, encoder=encoder)
+        setup = Setup(router, saved.adapters, saved.prepared, plan, planner, plan.notes, background)
+        return cls.attached(model, tokenizer, setup)
+
+    def set_method(
+        self,
+        method: str,
+        *,
+        samples: Samples | None = None,
+        encoder: str | TextEncoder | None = None,
+        **hyperparameters: Any,
+    ) -> None:
+        """Route the same pool by another method; the base model stays loaded, and an error changes nothing.
+
+        What the catalog and the caller said about the adapters before still holds.
+
+        Args:
+            method (str): a name of ``hub-router methods``.
+            samples (Mapping[str, Sequence[str]] | None): as for ``compose``; these come before earlier ones.
+            encoder (str | TextEncoder | None): as for ``compose``; None keeps the encoder.
+            **hyperparameters (Any): the method's, where they differ from the paper's defaults.
+
+        Raises:
+            MethodError: unknown method, invalid hyperparameter, a pool that the method cannot route over, or the
+                method lacks samples, encoder or tokenizer.
+            IncompatibleAdaptersError: adapters bring heads or the like, which a mix cannot use.
+            RoutedStateError: after :meth:`detach`, or while a trace is open.
+        """
+        self._need_changeable()
+        self._exchange(create(method, hyperparameters), self._pool, (), samples, encoder)
+
+    def set_adapters(
+        self,
+        adapters: Mapping[str, AdapterSource] | Sequence[AdapterSource],
+        *,
+        samples: Samples | None = None,
+        encoder: str | TextEncoder | None = None,
+    ) -> None:
+        """Route another pool by the same method; the base model stays loaded, and an error changes nothing.
+
+        Args:
+            adapters (Mapping | Sequence): as for ``compose``; names of :attr:`adapters` stand for those adapters, which
+                are not read again.
+            samples (Mapping[str, Sequence[str]] | None): as for ``compose``; those of adapters that stay are known.
+            encoder (str | TextEncoder | None): as for ``compose``; None keeps the encoder.
+
+        Raises:
+            MethodError: the method cannot route over the pool, or lacks samples of new adapters.
+            UnsupportedAdapterError: lists the adapters that cannot be read, where all others fit.
+            IncompatibleAdaptersError: adapters do not fit the model; lists them and those that cannot be read.
+            RoutedStateError: after :meth:`detach`, or while a trace is open.
+        """
+        self._need_changeable()
+        pool, unreadable = read_pool(standing(adapters, self._pool))
+        self._exchange(self.method, pool, unreadable, samples, encoder)
+
+    def add_adapters(
+        self,
+        adapters: Mapping[str, AdapterSource] | Sequence[AdapterSource],
+        *,
+        samples: Samples | None = None,
+        encoder: str | TextEncoder | None = None,
+    ) -> None:
+        """Add adapters at the end of the pool; otherwise as :meth:`set_adapters`.
+
+        Args:
+            adapters (Mapping | Sequence): as for ``compose``; a folder whose name is taken gets ``-2``.
+            samples (Mapping[str, Sequence[str]] | None): as for ``compose``, of the new adapters.
+            encoder (str | TextEncoder | None): as for ``compose``; None keeps the encoder.
+
+        Raises:
+            MethodError: a name of the mapping is taken; or see :meth:`set_adapters`, as for all other errors.
+        """
+        self._need_changeable()
+        new, unreadable = read_pool(adapters)
+        taken = [adapter.name for adapter in new if adapter.name in self.adapters]
+        if taken and isinstance(adapters, Mapping):
+            raise MethodError(
+                f"names that are in the pool already: {', '.join(taken)}; choose others, or take those adapters out "
+                "with remove_adapters() first"
+            )
+        pool, _ = read_pool([*self._pool, *new])
+        self._exchange(self.method, pool, unreadable, samples, encoder)
+
+    def remove_adapters(self, *names: str) -> None:
+        """Take adapters out of the pool; otherwise as :meth:`set_adapters`.
+
+        Args:
+            *names (str): of :attr:`adapters`.
+
+        Raises:
+            MethodError: there is no such adapter, or none would be left; or see :meth:`set_adapters`.
+        """
+        self._need_changeable()
+        unknown = [name for name in names if name not in self.adapters]
+        pool = [adapter for adapter in self._pool if adapter.name not in names]
+        if unknown or not pool:
+            fault = f"there are no adapters {', '.join(map(repr, unknown))}" if unknown else "no adapter would be left"
+            raise MethodError(f"{fault}; the pool is: {', '.join(self.adapters)}")
+        self._exchange(self.method, pool, (), None, None)
+
+    def _need_changeable(self) -> None:
+        if any(update.recorder is not None for _, update in routed_updates(self.model)):
+            raise RoutedStateError("a trace is open on this model; leave its with-block before changing what it routes")
+
+    def _exchange(
+        self,
+        router: Router,
+        pool: Sequence[LoraAdapter],
+        unreadable: Sequence[str],
+        samples: Samples | None,
+        encoder: str | TextEncoder | None,
+    ) -> None:
+        """Check all, then change over; the old routing comes back if that fails."""
+        # An adapter that stays shares its factors with the one that it was.
+        names = {new.name: old.name for new in pool for old in self._pool if new.modules is old.modules}
+        background = self._background.of(names).with_samples(samples, encoder)
+        with self._replacement.lifted():
+            name = base_name(self._model)
+            setup = make_setup(self._model, name, router, pool, unreadable, background, self.tokenizer)
+        before = {update.module: update for _, update in routed_updates(self._model)}
+        detach(self._model)
+        replace_again = self._replacement.restore()
+        try:
+            replacement = install(self._model, setup)
+        except BaseException:
+            replace_again()
+            attach(self._model, before, self._planner)
+            raise
+        self._take(setup, replacement)
 
     def detach(self) -> Any:
         """Take the adapters off.

@@ -6,7 +6,7 @@ partly one head and partly another. The base model's parameters are kept aside a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,26 +149,35 @@ class Replacement:
         for table, name, _, value in self._places:
             table[name] = value
 
-    def restore(self) -> None:
-        """Put the base model's own parameters back: the objects that they were, in the place and dtype of now."""
+    def restore(self) -> Callable[[], None]:
+        """Put the base model's own parameters back: the objects that they were, in the place and dtype of now.
+
+        Returns:
+            Callable[[], None]: replaces them again.
+        """
+        live: list[tuple[dict[str, Any], str, torch.Tensor]] = [
+            (table, name, table[name]) for table, name, _, _ in self._places
+        ]
         for table, name, held, _ in self._places:
             now = table[name]
             if (held.device, held.dtype) != (now.device, now.dtype):
                 held.data = held.data.to(device=now.device, dtype=now.dtype)
             table[name] = held
 
+        def again() -> None:
+            for table, name, now in live:
+                table[name] = now
+
+        return again
+
     @contextmanager
     def lifted(self) -> Iterator[None]:
         """The base model's own parameters, for the length of a with-block."""
-        live: list[tuple[dict[str, Any], str, torch.Tensor]] = [
-            (table, name, table[name]) for table, name, _, _ in self._places
-        ]
-        self.restore()
+        again = self.restore()
         try:
             yield
         finally:
-            for table, name, now in live:
-                table[name] = now
+            again()
 
 
 def same_values(stored: torch.Tensor, held: torch.Tensor) -> bool:

@@ -49,7 +49,7 @@ def need_tasks(
         router (Router): the method.
         adapters (Sequence[str]): names of the pool.
         features (PoolFeatures): of a catalog; may lack adapters.
-        samples (Mapping[str, Sequence[str]]): sample inputs by adapter, preferred to the catalog's.
+        samples (Mapping[str, Sequence[str]]): sample inputs by adapter, where the features lack its Gaussian.
         encoder (str | TextEncoder | None): sentence encoder; None takes the one of the features, or the default one.
         tokenizer (bool): whether there is, or will be, a tokenizer to read the model's inputs with.
 
@@ -64,7 +64,7 @@ def need_tasks(
     if lacking:
         faults.append(
             f"it compares the input with samples of every adapter's task, and there are none of: {', '.join(lacking)} "
-            "(pass compose(..., samples={name: [input, ...]}), or in the catalog: hub-router samples add, then "
+            "(pass samples={name: [input, ...]}, or in the catalog: hub-router samples add, then "
             "hub-router index)"
         )
     strangers = [each for each in samples if each not in adapters]
@@ -105,11 +105,11 @@ def find_tasks(
         encoder = load_encoder(name)
     gaussians = []
     for each in adapters:
-        if samples.get(each):
+        if each in known:
+            gaussians.append(known[each])
+        else:
             texts = list(dict.fromkeys(samples[each]))[:SAMPLES]
             gaussians.append(fit(np.asarray(encoder.encode(texts))))
-        else:
-            gaussians.append(known[each])
     return Tasks(gaussians, encoder)
 
 

@@ -1,4 +1,4 @@
-"""The main job on the bundled zoo: sync, index, search, compose, generate, eval, as a user would type it.
+"""The main job on the bundled zoo: sync, index, search, compose, generate, report, eval, as a user would type it.
 
 The zoo is served over HTTP on loopback in the Hub's own protocol, and the real huggingface_hub client fetches it. Every
 step runs the command line that is shown, so it can be repeated on any other adapters.
@@ -23,19 +23,22 @@ from hub_router.settings import bundled
 BASE = "hub_router/zoo-base"
 QUESTION = "is this review positive?"
 METHODS = "base,own,uniform,arrow,spectr"
+# One of each kind of task: leaving the own adapter out takes a composition per task and method.
+TASKS = "zoo-film,zoo-news,zoo-nli,zoo-plural,zoo-german,zoo-where"
 
 
-def commands(prompt: str, pool: list[str]) -> list[tuple[str, list[str]]]:
+def commands(prompt: str, pool: list[str], epsilon: Callable[[], float]) -> Iterator[tuple[str, list[str]]]:
     """The steps: what each shows, and its command line.
 
     Args:
         prompt (str): prompt for the ``generate`` step.
         pool (list[str]): every adapter of the zoo.
+        epsilon (Callable[[], float]): what ``report`` found; asked after that step.
 
     Returns:
-        list[tuple[str, list[str]]]: (title, arguments of ``hub-router``).
+        Iterator[tuple[str, list[str]]]: (title, arguments of ``hub-router``).
     """
-    return [
+    yield from [
         ("Fetch every adapter the Hub lists for the base model", ["sync", "--base-model", BASE]),
         ("Compute spectra, text embeddings and the search index", ["index", "--encoder", "offline"]),
         ("Find adapters by task", ["search", QUESTION, "--limit", "5"]),
@@ -45,8 +48,17 @@ def commands(prompt: str, pool: list[str]) -> list[tuple[str, list[str]]]:
         ),
         ("Generate, and see which adapter won each token", ["generate", "reviews", prompt, "--explain"]),
         ("Compose the whole zoo", ["compose", "zoo", *pool, "--method", "arrow"]),
-        ("Score it: accuracy per task on held-out prompts", ["eval", "zoo", "--methods", METHODS]),
+        ("Calibrate HiLoRA for it, and see how well its tasks can be told apart", ["report", "zoo", "--pool"]),
     ]
+    hilora = f"hilora:epsilon={epsilon():g}"
+    yield (
+        "Score it task by task, on 16 held-out prompts each",
+        ["eval", "zoo", "--methods", f"{METHODS},{hilora}", "--samples", "16"],
+    )
+    yield (
+        "Score all methods on 32 held-out prompts of six tasks, each task's own adapter in the pool and left out",
+        ["eval", "zoo", "--methods", f"all,{hilora}", "--unseen", "--tasks", TASKS, "--samples", "32"],
+    )
 
 
 def run(invoke: Callable[[list[str]], int], say: Callable[[str], None], keep: Path | None = None) -> int:
@@ -74,6 +86,8 @@ def run(invoke: Callable[[list[str]], int], say: Callable[[str], None], keep: Pa
             HF_HUB_DISABLE_TELEMETRY="1",
             HUB_ROUTER_HOME=str(folder / "home"),
         )
+        # The zoo's models are so small that threads wait for each other longer than they work.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
         for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HUB_ROUTER_DATABASE_URL"):
             os.environ.pop(name, None)
         os.environ["NO_PROXY"] = "127.0.0.1"
@@ -85,7 +99,7 @@ def _steps(invoke: Callable[[list[str]], int], say: Callable[[str], None], zoo: 
     """Run the steps in order until one fails."""
     began = time.monotonic()
     pool = sorted(path.name for path in (zoo / "hub_router").glob("zoo-*") if path.name != "zoo-base")
-    for title, arguments in commands(_prompt(zoo), pool):
+    for title, arguments in commands(_prompt(zoo), pool, _epsilon):
         say(f"\n# {title}\n$ hub-router {shlex.join(arguments)}")
         started = time.monotonic()
         status = invoke(arguments)
@@ -94,6 +108,14 @@ def _steps(invoke: Callable[[list[str]], int], say: Callable[[str], None], zoo: 
             return status
     say(f"\nDone in {time.monotonic() - began:.0f} s. On your own adapters: the same commands, without the demo's Hub.")
     return 0
+
+
+def _epsilon() -> float:
+    """The epsilon of HiLoRA that the report on the whole zoo chose."""
+    from hub_router.hub import Hub
+
+    with Hub() as hub:
+        return hub.report_pool("zoo").calibration.chosen.epsilon
 
 
 def _prompt(zoo: Path) -> str:

@@ -14,6 +14,9 @@ import numpy as np
 
 from hub_router.gaussian import Gaussian
 
+# Each alpha gives a bound, so the smallest of their bounds is one. Small ones keep M_alpha positive definite.
+ALPHAS = tuple(2.0**-power for power in range(21))
+
 
 @dataclass(frozen=True)
 class ShiftedBound:
@@ -23,12 +26,14 @@ class ShiftedBound:
         nearest (int): position of i*, the Gaussian with the smallest KL(target || i).
         bound (float): on the probability that i* is not among the top k; infinite where :attr:`violating` is not empty.
             It may exceed 1, and then says nothing.
-        violating (tuple[int, ...]): positions j for which M_alpha is not positive definite, so that the moment is
-            infinite.
+        alpha (float): the exponent that gives this bound.
+        violating (tuple[int, ...]): positions j for which M_alpha is not positive definite, whichever alpha is taken,
+            so that the moment is infinite.
     """
 
     nearest: int
     bound: float
+    alpha: float
     violating: tuple[int, ...]
 
 
@@ -120,7 +125,7 @@ def top_k_error_bound(distances: np.ndarray, k: int) -> np.ndarray:
 
 
 def shifted_error_bound(
-    target: Gaussian, gaussians: Sequence[Gaussian], epsilon: float, *, k: int, alpha: float = 0.5
+    target: Gaussian, gaussians: Sequence[Gaussian], epsilon: float, *, k: int, alphas: Sequence[float] = ALPHAS
 ) -> ShiftedBound:
     """Theorem 2: how likely an input of an unknown task does not find the nearest adapter among the top k, at most.
 
@@ -134,34 +139,50 @@ def shifted_error_bound(
         gaussians (Sequence[Gaussian]): of the pool's adapters.
         epsilon (float): ridge on all covariances.
         k (int): how many are chosen, at least 1.
-        alpha (float): exponent of the moment, above 0 and at most 1; any valid one gives a bound.
+        alphas (Sequence[float]): exponents of the moment, each above 0 and at most 1; the best one is taken.
 
     Returns:
-        ShiftedBound: infinite where some M_alpha is not positive definite.
+        ShiftedBound: infinite where some M_alpha is not positive definite, for every alpha.
     """
     nearest = int(np.argmin([kl(target, each, epsilon) for each in gaussians]))
-    moments = {
-        j: _log_moment(target, each, gaussians[nearest], epsilon, alpha)
-        for j, each in enumerate(gaussians)
-        if j != nearest
-    }
-    bound = np.exp(np.logaddexp.reduce(list(moments.values()), initial=-np.inf) - np.log(k))
-    return ShiftedBound(nearest, float(bound), tuple(j for j, moment in moments.items() if np.isposinf(moment)))
+    others = [j for j in range(len(gaussians)) if j != nearest]
+    tried = np.asarray(alphas, dtype=np.float64)
+    moments = np.full((len(others), len(tried)), -np.inf)
+    for row, j in zip(moments, others, strict=True):
+        row[:] = _log_moments(target, gaussians[j], gaussians[nearest], epsilon, tried)
+    bounds = np.logaddexp.reduce(moments, axis=0, initial=-np.inf) - np.log(k)  # [A]
+    best = int(np.argmin(bounds))
+    violating = tuple(j for j, row in zip(others, moments, strict=True) if np.isposinf(row).all())
+    with np.errstate(over="ignore"):
+        bound = float(np.exp(bounds[best]))
+    return ShiftedBound(nearest, bound, float(tried[best]), violating)
 
 
-def _log_moment(q: Gaussian, p: Gaussian, nearest: Gaussian, epsilon: float, alpha: float) -> float:
-    """``log E_q[(p / nearest)^alpha]``, Lemma 3 with the origin moved to q's mean; infinite unless M_alpha > 0."""
+def _log_moments(q: Gaussian, p: Gaussian, nearest: Gaussian, epsilon: float, alphas: np.ndarray) -> np.ndarray:
+    """``log E_q[(p / nearest)^alpha]`` ``(A,)``, Lemma 3 with the origin at q's mean; infinite unless M_alpha > 0.
+
+    With ``S_q = L L^T`` and ``L^T (S_p^-1 - S_nearest^-1) L = V diag(t) V^T``, M_alpha is ``L^-T V diag(1 + alpha t)
+    V^T L^-1``: one decomposition serves every alpha.
+    """
     means, (cov_q, cov_p, cov_n) = _in_joint_span((q, p, nearest), epsilon)
     mean_p, mean_n = means[1] - means[0], means[2] - means[0]
     pull_p, pull_n = np.linalg.solve(cov_p, mean_p), np.linalg.solve(cov_n, mean_n)
-    M = np.linalg.inv(cov_q) + alpha * (np.linalg.inv(cov_p) - np.linalg.inv(cov_n))
-    values, turns = np.linalg.eigh((M + M.T) / 2)
-    if values[0] <= 0:
-        return np.inf
-    h = turns.T @ (alpha * (pull_p - pull_n))
-    K = alpha / 2 * (mean_p @ pull_p - mean_n @ pull_n)
-    log_C = alpha / 2 * (_log_det(cov_n) - _log_det(cov_p)) - _log_det(cov_q) / 2
-    return float(log_C - np.log(values).sum() / 2 + np.square(h) @ (1 / values) / 2 - K)
+    L = np.linalg.cholesky(cov_q)
+    tilt = L.T @ (np.linalg.inv(cov_p) - np.linalg.inv(cov_n)) @ L
+    t, V = np.linalg.eigh((tilt + tilt.T) / 2)
+    scales = 1 + alphas[:, None] * t  # [A, n]
+    squares = np.square(V.T @ (L.T @ (pull_p - pull_n)))
+    K = (mean_p @ pull_p - mean_n @ pull_n) / 2
+    fits = scales.min(axis=1, initial=1.0) > 0
+    moments = np.full(alphas.shape, np.inf)
+    scales, alphas = scales[fits], alphas[fits]
+    moments[fits] = (
+        alphas / 2 * (_log_det(cov_n) - _log_det(cov_p))
+        - np.log(scales).sum(axis=1) / 2
+        + np.square(alphas) / 2 * (squares / scales).sum(axis=1)
+        - alphas * K
+    )
+    return moments
 
 
 def _in_joint_span(gaussians: Sequence[Gaussian], epsilon: float) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -31,6 +31,7 @@ class Operating:
         epsilon (float): ridge on the covariance.
         own_above (float): share of held-out samples that score above 0 with their own adapter.
         others_below (float): share of pairs of a sample and another adapter that score below 0.
+        own_first (float): share of held-out samples that score highest with their own adapter.
         candidates_seen (float): mean number of candidates of a held-out sample, its own adapter in the pool.
         candidates_unseen (float): the same with its own adapter left out of the pool.
     """
@@ -38,6 +39,7 @@ class Operating:
     epsilon: float
     own_above: float
     others_below: float
+    own_first: float
     candidates_seen: float
     candidates_unseen: float
 
@@ -107,6 +109,7 @@ def calibrate(samples: Mapping[str, np.ndarray], epsilons: Sequence[float] = EPS
             grid,
             (own > 0).mean(axis=1),
             below.mean(axis=1) / others,
+            (own > best).mean(axis=1),
             seen.mean(axis=1),
             unseen.mean(axis=1),
             strict=True,
@@ -125,7 +128,7 @@ def _check(pool: Mapping[str, np.ndarray]) -> None:
     if few:
         raise HubRouterError(
             f"calibration leaves one sample out and needs 2 more of every adapter, but {', '.join(few)}; add some with "
-            "hub-router samples add, or leave these adapters out"
+            "hub-router samples add, then hub-router index, or leave these adapters out"
         )
 
 

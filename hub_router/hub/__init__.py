@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import HubRouterError, NotInCatalogError
-from hub_router.hub import checking, composing, conversion
+from hub_router.hub import checking, composing, conversion, reporting
 from hub_router.hub.bases import Bases
 from hub_router.hub.indexing import index_spectra
 from hub_router.hub.samples import Samples
 from hub_router.progress import SILENT, Progress
 from hub_router.records import (
+    SEARCH_BY,
     AdapterCheck,
     AdapterDetails,
     AdapterFacts,
@@ -39,6 +40,7 @@ from hub_router.store.unserved import unserved
 if TYPE_CHECKING:
     from hub_router.composition.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
+    from hub_router.evaluate.pool import PoolReport
     from hub_router.routing.registry import MethodInfo
     from hub_router.search.ranking import Hit
     from hub_router.sync.run import SyncSummary
@@ -153,7 +155,7 @@ class Hub:
         return conversion.convertible_refs(self.store, summary)
 
     def index(self, encoder: str | None = None) -> IndexSummary:
-        """Compute every feature that is missing or stale: spectra, text embeddings, the FAISS index.
+        """Compute every feature that is missing or stale: spectra, embeddings, Gaussians of samples, FAISS indexes.
 
         Args:
             encoder (str | None): sentence-transformers model, ``offline`` for the packaged one; default the one the
@@ -167,15 +169,20 @@ class Hub:
         """
         from hub_router.encoder import load_encoder
         from hub_router.search.embed import embed_missing
+        from hub_router.search.gaussian_index import refresh_gaussian_index
+        from hub_router.search.gaussians import fit_missing
         from hub_router.search.index import refresh_index
 
         spectra, failed = index_spectra(self.store, self.progress)
         chosen = load_encoder(self._encoder_name(encoder))
         embedded = embed_missing(self.store, chosen, self.progress)
+        gaussians = fit_missing(self.store, chosen.name, self.progress)
         refresh_index(self.store, self.settings.index_dir, chosen.name)
+        refresh_gaussian_index(self.store, self.settings.index_dir, chosen.name)
         return IndexSummary(
             spectra=spectra,
             embedded=embedded.embedded,
+            gaussians=gaussians,
             unchanged=embedded.unchanged,
             encoder=chosen.name,
             failed=failed,
@@ -192,11 +199,13 @@ class Hub:
         tag: str | None = None,
         limit: int = 10,
         encoder: str | None = None,
+        by: str = "cosine",
+        epsilon: float | None = None,
     ) -> list[Hit]:
         """Adapters whose card or samples lie nearest to a task described in words, best first.
 
         Args:
-            text (str): a task, a question or an example input.
+            text (str): a task, a question or an example input; by likelihood, an input.
             base_model (str | None): only adapters of this base model.
             licence (str | None): only this licence (``unknown`` is a value).
             rank (int | None): only adapters in which this rank occurs.
@@ -204,13 +213,22 @@ class Hub:
             tag (str | None): only adapters with this tag.
             limit (int): number of hits.
             encoder (str | None): as for :meth:`index`.
+            by (str): ``cosine`` of the nearest text, or ``likelihood`` of the input among the samples of the adapter's
+                task, for adapters with at least two samples; see :mod:`hub_router.search.likelihood`.
+            epsilon (float | None): for likelihoods: variance added in every direction, default 1e-5.
 
         Returns:
-            list[Hit]: each with ``adapter``, ``score`` (cosine) and the text that matched.
+            list[Hit]: each with ``adapter``, ``score`` (cosine, or log-likelihood per dimension) and the text that
+            matched.
 
         Raises:
-            NotInCatalogError: nothing is indexed yet.
+            NotInCatalogError: nothing is indexed yet, or no adapter has the samples that a likelihood needs.
         """
+        if by not in SEARCH_BY or (epsilon is not None and by != "likelihood"):
+            given = f"{by!r}" if epsilon is None else f"{by!r} with epsilon {epsilon}"
+            raise HubRouterError(
+                f"search by {given}: expected one of {', '.join(SEARCH_BY)}, and epsilon only by likelihood (--by NAME)"
+            )
         if not text.strip():
             raise HubRouterError("search text is empty, expected a task in words, e.g. 'is this review positive?'")
         with self.store.read() as session:
@@ -220,12 +238,14 @@ class Hub:
                     "nothing is indexed for search yet; run: hub-router sync OWNER/REPO, then: hub-router index"
                 )
         from hub_router.encoder import load_encoder
+        from hub_router.search.likelihood import EPSILON, search_likelihood
         from hub_router.search.ranking import search
 
         chosen = load_encoder(self._encoder_name(encoder))
-        vector = chosen.encode([text])[0]
-        filters = _filters(base_model, licence, rank, target, tag)
-        return search(self.store, self.settings.index_dir, chosen.name, vector, filters, limit)
+        asked = (chosen.name, chosen.encode([text])[0], _filters(base_model, licence, rank, target, tag), limit)
+        if by == "cosine":
+            return search(self.store, self.settings.index_dir, *asked)
+        return search_likelihood(self.store, self.settings.index_dir, *asked, EPSILON if epsilon is None else epsilon)
 
     def list(
         self,
@@ -419,24 +439,54 @@ class Hub:
         name: str,
         methods: Sequence[str] | None = None,
         *,
+        tasks: Sequence[str] | None = None,
         samples: int | None = None,
+        unseen: bool = False,
         device: str | None = None,
     ) -> Comparison:
         """Exact-match accuracy per task of a composition's pool under several methods.
 
-        A task is a member with test samples (``test.jsonl``); ``own`` runs each task on its own adapter. The method of
-        the composition keeps its hyperparameters, every other one runs with its defaults.
+        A task is a member with test samples (``test.jsonl``). What all methods need and lack is said in one error
+        before anything is loaded.
 
         Args:
             name (str): stored composition.
-            methods (Sequence[str] | None): default ``base own uniform`` and the composition's.
+            methods (Sequence[str] | None): names, which run with their defaults (the composition's own with its
+                stored hyperparameters), or ``METHOD:KEY=VALUE`` with others; ``own`` runs each task on its own adapter,
+                ``all`` stands for every method that the pool allows. Default ``base own uniform`` and the
+                composition's.
+            tasks (Sequence[str] | None): score the tasks of these members alone.
             samples (int | None): at most this many samples per task.
+            unseen (bool): also score each task with its own adapter left out of the pool.
             device (str | None): as for :meth:`load`.
 
         Returns:
             Comparison: rows by task, columns by method.
+
+        Raises:
+            NotInCatalogError: no composition of that name, or it has no such member.
+            MethodError: a method is unknown, or the pool does not allow it.
         """
-        return composing.evaluate(self.store, name, methods, samples, device, self.progress)
+        return composing.evaluate(self.store, name, methods, tasks, samples, unseen, device, self.progress)
+
+    def report_pool(
+        self, pool: str | Iterable[AdapterRef], *, epsilon: float | None = None, top_k: int = 3
+    ) -> PoolReport:
+        """Calibrate HiLoRA's epsilon for a pool, and say how well its tasks' samples can be told apart.
+
+        Args:
+            pool (str | Iterable): a stored composition's name, or adapters of the catalog.
+            epsilon (float | None): ridge for distances and bounds; default the calibrated one.
+            top_k (int): k of the bounds.
+
+        Returns:
+            PoolReport: calibration, distances, divergences and the bounds of HiLoRA's Theorems 1 and 2.
+
+        Raises:
+            NotInCatalogError: no such composition or adapter.
+            HubRouterError: lists the adapters with too few embedded samples.
+        """
+        return reporting.report_pool(self.store, pool, epsilon, top_k)
 
     def _encoder_name(self, encoder: str | None) -> str | None:
         """The encoder asked for, else the one that the catalog is indexed with, else None (the default)."""

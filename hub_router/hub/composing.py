@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from hub_router.errors import HubRouterError, NotInCatalogError, UnsupportedAdapterError
+from hub_router.errors import HubRouterError, MethodError, NotInCatalogError, UnsupportedAdapterError
 from hub_router.progress import Progress
 from hub_router.records import AdapterRecord, CompositionRecord
 from hub_router.settings import DEFAULT_ENCODER
@@ -39,8 +40,8 @@ def define(
     """See :meth:`hub_router.hub.Hub.define`."""
     from hub_router.composition.architecture import empty_model
     from hub_router.composition.assemble import stack
+    from hub_router.composition.needs import check_needs
     from hub_router.composition.pool import check_pool, read_pool
-    from hub_router.composition.tasks import need_tasks
     from hub_router.routing.registry import create
 
     if not name.strip() or name != name.strip():
@@ -49,13 +50,12 @@ def define(
     with store.read() as session:
         members = selection.select(session, adapters)
         features = _features(session, members)
-    need_tasks(router, list(members), features=features, samples={}, encoder=features.encoder, tokenizer=True)
     base = base_model or selection.common_base(members)
     pool, unreadable = read_pool({label: record.path for label, record in members.items()})
     plan = check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
     for note in plan.notes:
         _LOG.warning("%s", note)
-    router.check(stack(pool))
+    check_needs(router, stack(pool), features)
     with store.write() as session:
         composition_queries.save(
             session,
@@ -87,31 +87,48 @@ def evaluate(
     store: Store,
     name: str,
     methods: Sequence[str] | None,
+    tasks: Sequence[str] | None,
     samples: int | None,
+    unseen: bool,
     device: str | None,
     progress: Progress,
 ) -> Comparison:
     """See :meth:`hub_router.hub.Hub.evaluate`."""
-    from hub_router.evaluate.comparison import OWN, compare
-    from hub_router.routing.registry import create
+    from hub_router.evaluate.columns import OWN, read_columns
+    from hub_router.evaluate.comparison import check_tasks, compare, refusals
 
     with store.read() as session:
         composition = selection.usable(session, name)
-        features = _features(session, {member.name: member.adapter for member in composition.members})
-        tasks = {
-            member.name: adapter_queries.samples(session, member.adapter.id, split="test")[:samples]
-            for member in composition.members
+        members = {member.name: member.adapter for member in composition.members}
+        features = _features(session, members)
+        scored = {
+            member: adapter_queries.samples(session, members[member].id, split="test")[:samples]
+            for member in _chosen(composition, tasks)
         }
-    chosen = list(dict.fromkeys(methods or ("base", OWN, "uniform", composition.method)))
-    settings = {
-        method: (method, composition.hyperparameters if method == composition.method else {}) for method in chosen
-    }
-    for method, hyperparameters in settings.values():
-        if method != OWN:
-            create(method, hyperparameters)
+    kept = {composition.method: composition.hyperparameters}
+    columns = read_columns(methods or ("base", OWN, "uniform", composition.method), kept)
+    check_tasks(list(members), scored, columns, unseen=unseen)
     pool = _read(composition)
+    refused = refusals(pool, columns, features)
+    asked = [refused[column.title] for column in columns if column.asked and column.title in refused]
+    if asked:
+        raise MethodError("\n".join(asked))
     model, tokenizer = _base(composition.base_model, device)
-    return compare(model, tokenizer, pool, tasks, settings, features=features, progress=progress)
+    able = [column for column in columns if column.title not in refused]
+    table = compare(model, tokenizer, pool, scored, able, unseen=unseen, features=features, progress=progress)
+    return dataclasses.replace(table, methods=tuple(column.title for column in columns), refused=refused)
+
+
+def _chosen(composition: CompositionRecord, tasks: Sequence[str] | None) -> Sequence[str]:
+    """The members whose tasks are scored, in pool order."""
+    members = [member.name for member in composition.members]
+    strangers = [task for task in tasks or () if task not in members]
+    if strangers:
+        raise NotInCatalogError(
+            f"composition {composition.name!r} has no members {', '.join(map(repr, strangers))}; its members: "
+            f"{', '.join(members)}"
+        )
+    return [member for member in members if tasks is None or member in tasks]
 
 
 def _features(session: Session, members: Mapping[str, AdapterRecord]) -> PoolFeatures:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, pairwise
 
@@ -78,9 +79,8 @@ class ModuleBank:
     @property
     def component_experts(self) -> torch.Tensor:
         """Candidate number (0 .. K-1, not the pool position) of each component, int64 ``(R,)``."""
-        ranks = torch.tensor(self.ranks, dtype=torch.int64, device=self.A.device)
-        numbers = torch.arange(len(self.ranks), device=self.A.device)
-        return numbers.repeat_interleave(ranks, output_size=self.A.shape[0])  # [R]
+        numbers = [number for number, rank in enumerate(self.ranks) for _ in range(rank)]
+        return torch.tensor(numbers, dtype=torch.int64, device=self.A.device)  # [R]
 
     @property
     def components(self) -> torch.Tensor:
@@ -155,11 +155,14 @@ def build_bank(
         for module in adapter.modules:
             candidates.setdefault(module, []).append(position)
     _check_shapes(adapters, candidates)
-    modules = {
-        module: _stack(module, experts, [adapters[e].modules[module] for e in experts], dtype, device)
-        for module, experts in candidates.items()
-    }
-    return AdapterBank(adapters=names, modules=modules)
+
+    def stack(module: str) -> ModuleBank:
+        experts = candidates[module]
+        return _stack(module, experts, [adapters[e].modules[module] for e in experts], dtype, device)
+
+    # Copies of a few rows each are too small for one of them to be spread over threads.
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        return AdapterBank(names, dict(zip(candidates, threads.map(stack, candidates), strict=True)))
 
 
 def _stack(
@@ -175,15 +178,16 @@ def _stack(
     A = torch.empty(total, factors[0].d_in, dtype=dtype, device=device)
     # Columns of B lie together in memory, as the engine multiplies them.
     B = torch.empty(total, factors[0].d_out, dtype=dtype, device=device).mT
-    start = 0
     with torch.no_grad():
-        for factor in factors:
-            stop = start + factor.rank
-            A[start:stop].copy_(factor.A)
-            # A product in half precision would round twice: after scaling, and again in the target dtype.
-            wide = torch.promote_types(factor.B.dtype, torch.float32)
-            B[:, start:stop].copy_(factor.B.to(wide) * factor.scaling)
-            start = stop
+        if all(_is_like(factor, B) for factor in factors):
+            torch.cat([factor.A for factor in factors], out=A)
+            torch.cat([factor.B.mT for factor in factors], out=B.mT)
+            B *= torch.tensor([factor.scaling for factor in factors for _ in range(factor.rank)], dtype=dtype)
+        else:
+            for factor, rows, columns in zip(factors, A.split(ranks), B.split(ranks, dim=1), strict=True):
+                rows.copy_(factor.A)
+                # A product in half precision would round twice: after scaling, and again in the target dtype.
+                columns.copy_(factor.B.to(torch.promote_types(factor.B.dtype, torch.float32)) * factor.scaling)
     extras = {
         expert: _extra(factor)
         for expert, factor in zip(experts, factors, strict=True)
@@ -191,6 +195,12 @@ def _stack(
     }
     scalings = tuple(factor.scaling for factor in factors)
     return ModuleBank(module, A, B, ranks, tuple(experts), extras, factors[0].lookup, scalings)
+
+
+def _is_like(factors: LoraFactors, B: torch.Tensor) -> bool:
+    """Whether the scaling may be applied where the factors are stacked."""
+    wide = torch.promote_types(factors.B.dtype, torch.float32)
+    return wide == B.dtype and {factors.A.device, factors.B.device, B.device} == {torch.device("cpu")}
 
 
 def _extra(factors: LoraFactors) -> Extra:

@@ -50,14 +50,20 @@ def without_zero_updates(pool: AdapterBank) -> AdapterBank:
     """
     modules = {}
     for name, bank in pool.modules.items():
-        live = bank.A.count_nonzero(dim=1).bool() & bank.B.count_nonzero(dim=0).bool()  # [R]
+        # A component whose first elements are not zero is none; all of the others have to be looked at.
+        live = (bank.A[:, 0].bool() & bank.B[0].bool()).tolist()  # [R]
         numbers = [
             number
             for number, (expert, part) in enumerate(zip(bank.experts, bank.slices, strict=True))
-            if expert in bank.extras or bool(live[part].any())
+            if expert in bank.extras or any(live[part]) or _is_live(bank.A[part], bank.B[:, part])
         ]
         modules[name] = select(bank, numbers)
     return AdapterBank(adapters=pool.adapters, modules=modules)
+
+
+def _is_live(A: torch.Tensor, B: torch.Tensor) -> bool:
+    """Whether some component of a candidate is not zero."""
+    return bool((A.count_nonzero(dim=1).bool() & B.count_nonzero(dim=0).bool()).any())
 
 
 def need_plain_factors(pool: AdapterBank, method: str) -> None:

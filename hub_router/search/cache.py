@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ class Build:
     folder: str = ""
 
 
+@lru_cache(maxsize=64)
 def home_of(index_dir: Path, encoder: str, kind: str = "") -> Path:
     """Folder of one encoder's builds of one kind."""
     readable = re.sub(r"[^A-Za-z0-9.]+", "-", encoder).strip("-.")[-40:]
@@ -60,20 +62,27 @@ def home_of(index_dir: Path, encoder: str, kind: str = "") -> Path:
 def current_build(home: Path) -> Build | None:
     """The build that ``current.json`` names; None where there is none or the file is damaged."""
     try:
-        build = Build(**json.loads((home / POINTER).read_text()))
+        written = (home / POINTER).stat()
+        build = _pointed(home, written.st_ino, written.st_mtime_ns, written.st_size)
     except (OSError, ValueError, TypeError):
         return None
     # The name comes from a file that anything may have written; it must not lead out of the folder.
     return build if re.fullmatch(r"build-[0-9a-f]{12}", str(build.folder)) else None
 
 
-def publish(home: Path, build: Build, write: Callable[[Path], None]) -> None:
+@lru_cache(maxsize=16)
+def _pointed(home: Path, *_written: int) -> Build:
+    """What the pointer says, read once for as long as it stays the same file; every search asks."""
+    return Build(**json.loads((home / POINTER).read_text()))
+
+
+def publish(home: Path, write: Callable[[Path], Build]) -> None:
     """Writes a folder of its own and makes ``current.json`` name it; the folder named before is removed.
 
     Args:
         home (Path): from :func:`home_of`.
-        build (Build): what is written; its folder is named here.
-        write (Callable[[Path], None]): writes the files into an empty folder.
+        write (Callable[[Path], Build]): writes the files into an empty folder and says what they are; the folder is
+            named here.
 
     Raises:
         OSError: the folder cannot be written to; what was current still is.
@@ -81,7 +90,7 @@ def publish(home: Path, build: Build, write: Callable[[Path], None]) -> None:
     folder = home / f"build-{uuid.uuid4().hex[:12]}"
     folder.mkdir(parents=True)
     try:
-        write(folder)
+        build = write(folder)
         draft = folder / POINTER
         draft.write_text(json.dumps(asdict(replace(build, folder=folder.name)), indent=1))
         before = current_build(home)

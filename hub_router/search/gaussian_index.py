@@ -1,6 +1,6 @@
 """The cached files that Gaussians are shortlisted from: a FAISS index of their means, and their sketches.
 
-They are rebuilt wherever they do not match the store. Both are mapped into memory; of a large catalog the index is
+They are rebuilt wherever they do not match the store. All are mapped into memory; of a large catalog the index is
 searched in its nearest cells, and brought up to date by replacing the rows that changed.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,21 +20,25 @@ from sqlalchemy.orm import Session
 
 from hub_router.search.cache import UNREADABLE, UNWRITABLE, Build, changes, current_build, home_of, publish
 from hub_router.search.cells import laid_out, look_up, remove
-from hub_router.search.sketch import axes_count, estimates, principal_axes, sketch, sketch_type
+from hub_router.search.sketch import COARSE_FACTORS, Sketches, axes_count, estimates, principal_axes, sketch
 from hub_router.store.features import EmbeddingState
 from hub_router.store.gaussians import gaussian_marks, gaussian_rows, gaussian_state
 from hub_router.store.session import Store
 
 EXACT_ROWS = 2_000
 PROBED_SHARE = 16
-PROBED_LEAST = 16
+PROBED_LEAST = 12
 CHANGED_SHARE = 0.2
-# Gaussians that the axes of the sketches are found from.
+# Gaussians that the axes of the coarse sketches are found from.
 AXES_FROM = 2_000
 _KIND = "gaussians"
-_MEANS, _SKETCHES, _AXES, _MARKS = "means.faiss", "sketches.npy", "axes.npy", "marks.npy"
+_MEANS, _AXES, _MARKS = "means.faiss", "axes.npy", "marks.npy"
+_SKETCHED = ("coarse", "fine")
+_MAPPED = tuple(f"{name}-{part}.npy" for name in _SKETCHED for part in ("directions", "numbers"))
 
 logger = logging.getLogger(__name__)
+
+NewArray = Callable[[str, tuple[int, ...], Any], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,30 +55,36 @@ class Shortlist:
     lengths: np.ndarray
     estimates: np.ndarray
 
+    def only(self, which: slice | np.ndarray) -> Shortlist:
+        """Some of the adapters, in their order."""
+        return Shortlist(self.ids[which], self.lengths[which], self.estimates[which])
+
 
 @dataclass(frozen=True, eq=False)
 class GaussianIndex:
-    """An opened index of Gaussians.
+    """An opened index of N Gaussians.
 
     Args:
         means (Any): FAISS index of Euclidean distances over catalog ids.
         ids (np.ndarray): catalog ids, int64 ``(N,)``, ascending.
-        sketches (np.ndarray): one per id.
-        axes (np.ndarray): of the sketches, float32 ``(D, P)``.
+        axes (np.ndarray): of the coarse sketches, float32 ``(D, P)``.
+        coarse (Sketches): of the largest factors along the axes.
+        fine (Sketches): of all factors.
     """
 
     means: Any
     ids: np.ndarray
-    sketches: np.ndarray
     axes: np.ndarray
+    coarse: Sketches
+    fine: Sketches
 
     @property
     def rows(self) -> int:
         """Number of Gaussians."""
         return len(self.ids)
 
-    def nearest(self, query: np.ndarray, limit: int, epsilon: float, among: np.ndarray | None = None) -> Shortlist:
-        """The adapters with the nearest means, in the order of their estimates.
+    def propose(self, query: np.ndarray, limit: int, epsilon: float, among: np.ndarray | None = None) -> Shortlist:
+        """The adapters with the nearest means, in the order of their coarse estimates.
 
         Args:
             query (np.ndarray): z, float32 ``(D,)``.
@@ -87,10 +98,17 @@ class GaussianIndex:
         """
         probed = max(PROBED_LEAST, getattr(self.means, "nlist", 0) // PROBED_SHARE)
         ids, lengths = look_up(self.means, query, limit, probed, among)
-        sketches = self.sketches[np.searchsorted(self.ids, ids)]
-        estimated = estimates(sketches, lengths, query @ self.axes, epsilon)
-        order = np.argsort(estimated, kind="stable")
-        return Shortlist(ids[order], lengths[order], estimated[order])
+        return self._ordered(ids, lengths, self.coarse, query @ self.axes, epsilon)
+
+    def refine(self, proposed: Shortlist, query: np.ndarray, epsilon: float) -> Shortlist:
+        """The same adapters in the order of their fine estimates; arguments as for :meth:`propose`."""
+        return self._ordered(proposed.ids, proposed.lengths, self.fine, query, epsilon)
+
+    def _ordered(
+        self, ids: np.ndarray, lengths: np.ndarray, sketches: Sketches, query: np.ndarray, epsilon: float
+    ) -> Shortlist:
+        estimated = estimates(sketches, np.searchsorted(self.ids, ids), lengths, query, epsilon)
+        return Shortlist(ids, lengths, estimated).only(np.argsort(estimated, kind="stable"))
 
 
 def refresh_gaussian_index(store: Store, index_dir: Path, encoder: str) -> bool:
@@ -149,22 +167,29 @@ def rebuild_gaussian_index(
     home = home_of(index_dir, state.encoder, _KIND)
     ids, marks, samples = gaussian_marks(session, state.encoder)
     factors = min(max(samples - 1, 0), state.dimension)
-    built = None if from_scratch else _updated(session, home, state, (ids, marks), factors)
-    index, trained, changed = built or _fresh(session, state, ids, factors)
-    seconds = time.monotonic() - started
-    logger.info("Gaussians of %s: %d sketches built in %.1f s", state.encoder, index.rows, seconds)
+    built: list[GaussianIndex] = []
 
-    def write(folder: Path) -> None:
-        faiss.write_index(index.means, str(folder / _MEANS))
-        np.save(folder / _SKETCHES, index.sketches)
-        np.save(folder / _AXES, index.axes)
+    def build(new: NewArray) -> Build:
+        updated = None if from_scratch else _updated(session, home, state, (ids, marks), factors, new)
+        index, trained, changed = updated or _fresh(session, state, ids, factors, new)
+        built[:] = [index]
+        return Build(state.encoder, state.generation, state.dimension, index.rows, trained, changed)
+
+    def write(folder: Path) -> Build:
+        described = build(lambda name, shape, dtype: np.lib.format.open_memmap(folder / name, "w+", dtype, shape))
+        faiss.write_index(built[0].means, str(folder / _MEANS))
+        np.save(folder / _AXES, built[0].axes)
         np.save(folder / _MARKS, np.stack([ids.astype(np.uint64), marks]))
+        return described
 
     try:
-        publish(home, Build(state.encoder, state.generation, state.dimension, index.rows, trained, changed), write)
+        publish(home, write)
     except UNWRITABLE as error:
         logger.warning("Gaussians of %s are kept in memory, %s cannot be written: %s", state.encoder, home, error)
-    return index
+        build(_in_memory)
+    seconds = time.monotonic() - started
+    logger.info("Gaussians of %s: sketches of %d built in %.1f s", state.encoder, len(ids), seconds)
+    return built[0]
 
 
 def _opened(index_dir: Path, state: EmbeddingState) -> GaussianIndex | None:
@@ -181,42 +206,55 @@ def _opened(index_dir: Path, state: EmbeddingState) -> GaussianIndex | None:
 
 
 def _read(home: Path, build: Build) -> GaussianIndex:
-    folder = home / build.folder
-    index = _mapped(folder, (folder / _MEANS).stat().st_mtime_ns, (folder / _SKETCHES).stat().st_mtime_ns)
-    axes = axes_count(build.dimension)
-    found = (index.means.ntotal, index.means.d, index.rows, index.axes.shape, index.sketches.shape)
-    expected = (build.rows, build.dimension, build.rows, (build.dimension, axes), (build.rows,))
-    layout = index.sketches.dtype
-    if found != expected or layout != sketch_type(layout["directions"].shape[0], axes):
-        raise OSError(f"{folder} holds {found}, expected {expected}")
-    return index
+    """The files of a build; kept open, since opening them takes longer than a search in them."""
+    files = _files(home / build.folder)
+    return _mapped(home / build.folder, build, *(file.stat().st_mtime_ns for file in files))
+
+
+@lru_cache(maxsize=16)
+def _files(folder: Path) -> tuple[Path, ...]:
+    return tuple(folder / name for name in (_MEANS, *_MAPPED))
 
 
 @lru_cache(maxsize=4)
-def _mapped(folder: Path, _means_modified: int, _sketches_modified: int) -> GaussianIndex:
-    """The files of a build mapped into memory; kept open, since opening them takes longer than a search in them."""
-    ids, _ = np.load(folder / _MARKS, allow_pickle=False)
-    sketches = np.load(folder / _SKETCHES, mmap_mode="r", allow_pickle=False)
-    # A plain view: every fancy index of a memmap would first look up its file.
-    return GaussianIndex(
-        means=faiss.read_index(str(folder / _MEANS), faiss.IO_FLAG_MMAP_IFC),
-        ids=ids.astype(np.int64),
-        sketches=sketches.view(np.ndarray),
-        axes=np.load(folder / _AXES, allow_pickle=False),
-    )
+def _mapped(folder: Path, build: Build, *_modified: int) -> GaussianIndex:
+    """The files of a build mapped into memory."""
+    # Plain views: each fancy index of a memmap would make another one.
+    held = {name: np.load(folder / name, mmap_mode="r", allow_pickle=False).view(np.ndarray) for name in _MAPPED}
+    marks, turn = (np.load(folder / name, allow_pickle=False) for name in (_MARKS, _AXES))
+    means = faiss.read_index(str(folder / _MEANS), faiss.IO_FLAG_MMAP_IFC)
+    coarse, fine = (Sketches(held[f"{name}-directions.npy"], held[f"{name}-numbers.npy"]) for name in _SKETCHED)
+    rows, dimension, factors = build.rows, build.dimension, fine.factors
+    axes, kept = axes_count(dimension), min(factors, COARSE_FACTORS)
+    found = [means.ntotal, means.d, marks.shape, turn.shape]
+    expected: list[Any] = [rows, dimension, (2, rows), (dimension, axes)]
+    for part in (coarse, fine):
+        found += [part.directions.shape, part.directions.dtype, part.numbers.shape, part.numbers.dtype]
+    expected += [(rows, kept, axes), np.int8, (rows, 3, kept), np.float32]
+    expected += [(rows, factors, dimension), np.int8, (rows, 3, factors), np.float32]
+    if found != expected:
+        raise OSError(f"{folder} holds {found}, expected {expected}")
+    return GaussianIndex(means, marks[0].astype(np.int64), turn, coarse, fine)
 
 
-def _fresh(session: Session, state: EmbeddingState, ids: np.ndarray, factors: int) -> tuple[GaussianIndex, int, int]:
-    """An index of all Gaussians: exact over few means, cells around k-means centroids for many."""
-    chosen = np.sort(np.random.default_rng(0).choice(ids, min(len(ids), AXES_FROM), replace=False))
+def _fresh(
+    session: Session, state: EmbeddingState, ids: np.ndarray, factors: int, new: NewArray
+) -> tuple[GaussianIndex, int, int]:
+    """An index of all Gaussians."""
+    chosen = np.random.default_rng(0).choice(ids, min(len(ids), AXES_FROM), replace=False)
     axes = principal_axes(gaussian_rows(session, state, chosen), state.dimension)
-    rows, sketches = _rows(session, state, ids, axes, factors)
-    means = laid_out(rows, ids, faiss.METRIC_L2, EXACT_ROWS)
-    return GaussianIndex(means, ids, sketches, axes), len(ids), 0
+    coarse, fine = _new_sketches(len(ids), factors, state.dimension, new)
+    rows = _fill(session, state, ids, axes, (coarse, fine))
+    return GaussianIndex(laid_out(rows, ids, faiss.METRIC_L2, EXACT_ROWS), ids, axes, coarse, fine), len(ids), 0
 
 
 def _updated(
-    session: Session, home: Path, state: EmbeddingState, marks: tuple[np.ndarray, np.ndarray], factors: int
+    session: Session,
+    home: Path,
+    state: EmbeddingState,
+    marks: tuple[np.ndarray, np.ndarray],
+    factors: int,
+    new: NewArray,
 ) -> tuple[GaussianIndex, int, int] | None:
     """The index on disk with the rows of changed adapters replaced; None where building anew is better."""
     build = current_build(home)
@@ -225,36 +263,57 @@ def _updated(
     try:
         before = _read(home, build)
         _, old = np.load(home / build.folder / _MARKS, allow_pickle=False)
-        layout = before.sketches.dtype
         leaving, entering = changes((before.ids, old), marks)
         changed = build.changed_rows + len(np.union1d(leaving, entering))
         # Cells and axes were laid for the rows of their time.
-        if changed > CHANGED_SHARE * build.trained_rows or factors > layout["directions"].shape[0]:
+        if changed > CHANGED_SHARE * build.trained_rows or factors > before.fine.factors:
             return None
         means = faiss.read_index(str(home / build.folder / _MEANS))
     except (*UNREADABLE, TypeError) as error:
         logger.warning("index of the Gaussians of %s is built anew: %s", state.encoder, error)
         return None
+    ids = marks[0]
+    entered = _new_sketches(len(entering), before.fine.factors, state.dimension, _in_memory)
+    rows = _fill(session, state, entering, before.axes, entered)
     remove(means, leaving)
-    rows, sketches = _rows(session, state, entering, before.axes, layout["directions"].shape[0])
     means.add_with_ids(rows, entering)
-    staying = ~np.isin(before.ids, leaving)
-    ids = np.concatenate([before.ids[staying], entering])
-    order = np.argsort(ids)
-    merged = np.concatenate([before.sketches[staying], sketches])[order]
-    return GaussianIndex(means, ids[order], merged, before.axes), build.trained_rows, changed
+    merged = _new_sketches(len(ids), before.fine.factors, state.dimension, new)
+    fresh = np.isin(ids, entering)
+    kept = np.searchsorted(before.ids, ids[~fresh])
+    for target, own, held in zip(merged, entered, (before.coarse, before.fine), strict=True):
+        for part in ("directions", "numbers"):
+            getattr(target, part)[fresh] = getattr(own, part)
+            getattr(target, part)[~fresh] = getattr(held, part)[kept]
+    return GaussianIndex(means, ids, before.axes, *merged), build.trained_rows, changed
 
 
-def _rows(
-    session: Session, state: EmbeddingState, ids: np.ndarray, axes: np.ndarray, factors: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Means float32 ``(N, D)`` and sketches of the adapters given in ascending order."""
+def _new_sketches(count: int, factors: int, dimension: int, new: NewArray) -> tuple[Sketches, Sketches]:
+    """Coarse and fine sketches to be filled."""
+    shapes = {"coarse": (min(factors, COARSE_FACTORS), axes_count(dimension)), "fine": (factors, dimension)}
+    coarse, fine = (
+        Sketches(
+            new(f"{name}-directions.npy", (count, *shape), np.int8),
+            new(f"{name}-numbers.npy", (count, 3, shape[0]), "<f4"),
+        )
+        for name, shape in shapes.items()
+    )
+    return coarse, fine
+
+
+def _fill(
+    session: Session, state: EmbeddingState, ids: np.ndarray, axes: np.ndarray, into: tuple[Sketches, Sketches]
+) -> np.ndarray:
+    """Sketches adapters given in ascending order; their means float32 ``(N, D)``."""
     means = np.empty((len(ids), state.dimension), dtype=np.float32)
-    sketches = np.empty(len(ids), dtype=sketch_type(factors, axes.shape[1]))
     done = 0
     for piece in gaussian_rows(session, state, ids):
-        stop = done + len(piece.owners)
-        means[done:stop] = piece.means
-        sketches[done:stop] = sketch(piece, axes, sketches.dtype)
-        done = stop
-    return means, sketches
+        own = slice(done, done + len(piece.owners))
+        means[own] = piece.means
+        for sketches, along in zip(into, (axes, None), strict=True):
+            sketch(piece, along, Sketches(sketches.directions[own], sketches.numbers[own]))
+        done = own.stop
+    return means
+
+
+def _in_memory(_name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return np.zeros(shape, dtype)

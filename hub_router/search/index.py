@@ -138,13 +138,13 @@ def rebuild_index(session: Session, index_dir: Path, state: EmbeddingState, from
     seconds = time.monotonic() - started
     logger.info("search index of %s: %d rows built in %.1f s", state.encoder, vectors.ntotal, seconds)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path) -> Build:
         faiss.write_index(vectors, str(folder / _VECTORS))
         np.save(folder / _MARKS, np.stack([marks[0].astype(np.uint64), marks[1]]))
+        return Build(state.encoder, state.generation, state.dimension, vectors.ntotal, trained, changed)
 
-    build = Build(state.encoder, state.generation, state.dimension, vectors.ntotal, trained, changed)
     try:
-        publish(home, build, write)
+        publish(home, write)
     except UNWRITABLE as error:
         logger.warning("search index of %s is kept in memory, %s cannot be written: %s", state.encoder, home, error)
     return SearchIndex(vectors, vectors.ntotal)

@@ -1,14 +1,14 @@
 """Which of many adapters an input belongs to, by the likelihood of the input among the samples of their tasks.
 
 The score is that of HiLoRA (https://arxiv.org/abs/2510.12266, Sec. 3.2): log N(z; mean, covariance + epsilon I) / d of
-the Gaussian of an adapter's embedded samples. The index proposes and the store decides: of the adapters with the nearest
-means those whose sketches come close to the best are scored exactly, in float64, from the Gaussians in the database.
+the Gaussian of an adapter's embedded samples. The index proposes and the store decides: of the adapters with the
+nearest means, those whose sketches come close to the best are scored in float64 from the Gaussians in the database.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,22 +23,25 @@ from hub_router.search.ranking import NO_FILTERS, PASSING_SHARE, Hit
 from hub_router.store import adapters as adapter_queries
 from hub_router.store.adapters import Filters
 from hub_router.store.features import EmbeddingState
-from hub_router.store.gaussians import GaussianRows, gaussian_rows, gaussian_state, has_samples
+from hub_router.store.gaussians import gaussian_state, has_samples, served_gaussians
 from hub_router.store.index_rows import embedding_rows
 from hub_router.store.session import Store
 
 EPSILON = 1e-5
-# Adapters that are scored by their sketches, those with the nearest means.
-WIDE = 1_024
-# Of these are scored exactly: those within a fifth of the best estimate, some beyond the limit in any case, and no more
-# than the last number, which is also that of the adapters among which nothing is estimated.
-SLACK = 0.2
-SPARE = 6
-LONGEST = 64
+# Adapters that are compared by their coarse sketches: those with the nearest means, a hundredth of all but no fewer
+# than this.
+WIDE = 512
+WIDE_SHARE = 100
+# By the fine sketches those of them whose estimates come so close to the lowest, within these numbers; then exactly.
+COARSE_SLACK, FINE_SLACK = 0.5, 0.03
+NARROW_LEAST, NARROW = 16, 96
+LONGEST_LEAST, LONGEST = 2, 64
 # How many times as many are looked at where filters will refuse some.
 _FILTERED = 4
 # Rounding to float16 moves the squared distance of unit vectors by less.
 _DISAGREEMENT = 1e-2
+# And 8 bits overstate what a sketch explains of it by less than this.
+_OVERSHOT = 0.1
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def search_likelihood(
         ids = [each.adapter_id for each in found]
         records = adapter_queries.records(session, ids)
         texts = _nearest_samples(session, encoder, np.asarray(vector, dtype=np.float64), ids)
-    return [Hit(records[each.adapter_id], each.score, "sample", texts[each.adapter_id]) for each in found]
+    return [Hit(records[each.adapter_id], each.score, "sample", texts.get(each.adapter_id, "")) for each in found]
 
 
 def likeliest(
@@ -133,25 +136,34 @@ def likeliest(
     return [Likelihood(adapter_id, score) for adapter_id, score in ranked[:limit]]
 
 
-def log_likelihoods(query: np.ndarray, rows: GaussianRows, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+def log_likelihoods(
+    query: np.ndarray, gaussians: Iterable[tuple[int, np.ndarray, np.ndarray]], epsilon: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores in float64 from Gaussians as they are stored.
 
     Args:
         query (np.ndarray): z, float64 ``(D,)``.
-        rows (GaussianRows): of N adapters.
+        gaussians (Iterable[tuple[int, np.ndarray, np.ndarray]]): catalog id, mean ``(D,)`` and factors ``(K, D)`` of N
+            adapters; the factors of one are orthogonal.
         epsilon (float): ridge, above 0.
 
     Returns:
-        tuple[np.ndarray, np.ndarray]: log-likelihoods divided by D, and ``||z - mean||^2``, both ``(N,)``.
+        tuple[np.ndarray, np.ndarray, np.ndarray]: catalog ids, log-likelihoods divided by D, and ``||z - mean||^2``,
+        all ``(N,)``.
     """
-    offsets = query - rows.means  # [N, D]
-    lengths = np.square(offsets).sum(axis=-1)
-    factors = rows.factors.astype(np.float64)
-    projections = (factors @ offsets[..., None])[..., 0]  # [N, K]
-    # The rows are orthogonal, so their squared lengths are the eigenvalues.
-    variances = np.einsum("nkd,nkd->nk", factors, factors)
-    densities = woodbury(lengths, np.square(projections), variances, epsilon, len(query))
-    return densities / len(query), lengths
+    terms = []
+    for adapter_id, mean, stored in gaussians:
+        offset, factors = query - mean, stored.astype(np.float64)
+        # Orthogonal, so their squared lengths are the eigenvalues.
+        variances = np.einsum("kd,kd->k", factors, factors)
+        terms.append((adapter_id, offset @ offset, np.square(factors @ offset), variances))
+    longest = max((len(term[3]) for term in terms), default=0)
+    squares, variances = np.zeros((2, len(terms), longest))
+    for place, (_, _, own_squares, own_variances) in enumerate(terms):
+        squares[place, : len(own_squares)], variances[place, : len(own_variances)] = own_squares, own_variances
+    lengths = np.array([term[1] for term in terms])
+    densities = woodbury(lengths, squares, variances, epsilon, len(query))
+    return np.array([term[0] for term in terms], dtype=np.int64), densities / len(query), lengths
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,54 +176,62 @@ class _Question:
 
 def _scores(session: Session, index: GaussianIndex, state: EmbeddingState, asked: _Question) -> dict[int, float] | None:
     """Exact scores of the shortlist; None where the index contradicts the store, which only damaged files do."""
-    near = _look_up(index, asked)
+    near = _propose(index, asked)
     if asked.filters == NO_FILTERS:
-        chosen = _closest(near, asked.limit)
-        scores = _exact(session, state, asked, chosen)
+        chosen = _closest(index, near, asked)
+        scores = None if chosen is None else _exact(session, state, asked, chosen)
         # Fewer are served where a sync took some away since the last run of index.
-        if scores is None or len(scores) == len(chosen.ids):
+        if chosen is None or scores is None or len(scores) == len(chosen.ids):
             return scores
-    looked = near.ids[: _FILTERED * max(LONGEST, asked.limit + SPARE)]
+    looked = near.ids[: _FILTERED * max(NARROW, asked.limit)]
     passing = np.isin(near.ids, adapter_queries.ids(session, asked.filters, among=looked.tolist()))
     if passing.sum() < max(asked.limit, PASSING_SHARE * len(looked)) and len(looked) < index.rows:
         allowed = np.intersect1d(adapter_queries.ids(session, asked.filters), index.ids)
-        near = _look_up(index, asked, allowed)
+        near = _propose(index, asked, allowed)
     else:
-        near = Shortlist(near.ids[passing], near.lengths[passing], near.estimates[passing])
-    return _exact(session, state, asked, _closest(near, asked.limit))
+        near = near.only(passing)
+    chosen = _closest(index, near, asked)
+    return None if chosen is None else _exact(session, state, asked, chosen)
 
 
-def _look_up(index: GaussianIndex, asked: _Question, among: np.ndarray | None = None) -> Shortlist:
-    """The index's proposals, best estimate first; few adapters are all proposed, without any estimate."""
+def _propose(index: GaussianIndex, asked: _Question, among: np.ndarray | None = None) -> Shortlist:
+    """Adapters by their coarse sketches; few adapters are all proposed, without any estimate."""
     few = index.ids if among is None else among
     if len(few) <= LONGEST:
         unknown = np.full(len(few), np.nan, dtype=np.float32)
         return Shortlist(few, unknown, unknown)
-    wide = max(WIDE, 2 * asked.limit)
-    return index.nearest(asked.query.astype(np.float32), wide, asked.epsilon, among)
+    wide = max(WIDE, index.rows // WIDE_SHARE, 4 * asked.limit)
+    return index.propose(asked.query.astype(np.float32), wide, asked.epsilon, among)
 
 
-def _closest(near: Shortlist, limit: int) -> Shortlist:
-    """The proposals that are worth an exact score."""
+def _closest(index: GaussianIndex, near: Shortlist, asked: _Question) -> Shortlist | None:
+    """The proposals that are worth an exact score, by their fine sketches; None where a sketch cannot be true."""
     if len(near.ids) <= LONGEST:
         return near
-    close = np.searchsorted(near.estimates, near.estimates[0] + SLACK * abs(near.estimates[0]), side="right")
-    count = min(max(int(close), limit + SPARE), max(LONGEST, limit + SPARE))
-    return Shortlist(near.ids[:count], near.lengths[:count], near.estimates[:count])
+    limit = asked.limit
+    narrow = near.only(_within(near, COARSE_SLACK, limit + NARROW_LEAST, max(NARROW, 2 * limit)))
+    fine = index.refine(narrow, asked.query.astype(np.float32), asked.epsilon)
+    # No more of a distance can be explained than there is.
+    if not (fine.estimates > -_OVERSHOT).all():
+        return None
+    return fine.only(_within(fine, FINE_SLACK, limit + LONGEST_LEAST, max(LONGEST, limit + LONGEST_LEAST)))
+
+
+def _within(near: Shortlist, slack: float, least: int, most: int) -> slice:
+    """The best, as many as come close to the lowest estimate."""
+    close = int(np.searchsorted(near.estimates, near.estimates[0] * (1 + slack), side="right"))
+    return slice(min(max(close, least), most))
 
 
 def _exact(session: Session, state: EmbeddingState, asked: _Question, chosen: Shortlist) -> dict[int, float] | None:
     """Scores of those that are served, by catalog id; None where their means are not where the index has them."""
     proposed = dict(zip(chosen.ids.tolist(), chosen.lengths.tolist(), strict=True))
-    scores: dict[int, float] = {}
-    for rows in gaussian_rows(session, state, chosen.ids, served=True):
-        found, lengths = log_likelihoods(asked.query, rows, asked.epsilon)
-        owners = rows.owners.tolist()
-        off = np.abs(lengths - [proposed[adapter_id] for adapter_id in owners])
-        if (off > _DISAGREEMENT).any():
-            return None
-        scores.update(zip(owners, found.tolist(), strict=True))
-    return scores
+    stored = served_gaussians(session, state, chosen.ids)
+    ids, scores, lengths = log_likelihoods(asked.query, stored, asked.epsilon)
+    off = np.abs(lengths - [proposed[adapter_id] for adapter_id in ids.tolist()])
+    if (off > _DISAGREEMENT).any():
+        return None
+    return dict(zip(ids.tolist(), scores.tolist(), strict=True))
 
 
 def _nearest_samples(session: Session, encoder: str, query: np.ndarray, ids: Sequence[int]) -> dict[int, str]:

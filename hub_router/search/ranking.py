@@ -42,8 +42,8 @@ class Hit:
     Args:
         adapter (AdapterRecord): the adapter.
         score (float): cosine between the query and the adapter's card or the centroid of its sample inputs, whichever
-            is larger.
-        kind (str): which of the two: ``card`` or ``sample``.
+            is larger; or the log-likelihood of the query among the samples, per dimension.
+        kind (str): which of the two: ``card`` or ``sample``; ``sample`` for a likelihood.
         text (str): the card's text, or the sample input nearest to the query.
     """
 

@@ -10,9 +10,10 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from sqlalchemy import and_, bindparam, case, delete, func, insert, select, update
+from sqlalchemy import Integer, Select, and_, bindparam, case, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from hub_router.errors import StoreError
@@ -20,12 +21,15 @@ from hub_router.gaussian import Gaussian, fit
 from hub_router.store.features import EmbeddingState
 from hub_router.store.rows import chunks, plain
 from hub_router.store.tables import Adapter, AdapterGaussian, EncoderState, TextEmbedding
-from hub_router.store.vectors import from_bytes, matrix_from_bytes, to_bytes
+from hub_router.store.vectors import from_bytes, matrix_from_bytes, to_bytes, view_of
 
 # Fewer have no covariance; what compares means alone takes one.
 LEAST_SAMPLES = 2
 # 15 MB at 768 dimensions and 19 factors.
 _PIECE = 256
+
+# Up to so many at a time where one after the other is wanted.
+_STEP = 64
 
 _SERVED = and_(Adapter.current.is_(True), Adapter.status == "ready")
 # Made once: building a statement takes longer than SQLite takes to answer it.
@@ -35,14 +39,18 @@ _STATE = select(EncoderState.encoder, EncoderState.dimension, EncoderState.gauss
 _ROWS = (
     select(AdapterGaussian.adapter_id, AdapterGaussian.mean, AdapterGaussian.factors)
     .join(Adapter, Adapter.id == AdapterGaussian.adapter_id)
-    .where(
-        AdapterGaussian.encoder == bindparam("encoder"),
-        AdapterGaussian.adapter_id.in_(bindparam("ids", expanding=True)),
-        AdapterGaussian.samples >= LEAST_SAMPLES,
-    )
+    .where(AdapterGaussian.encoder == bindparam("encoder"), AdapterGaussian.samples >= LEAST_SAMPLES)
     .order_by(AdapterGaussian.adapter_id)
 )
-_SERVED_ROWS = _ROWS.where(_SERVED)
+_CHOSEN_ROWS = _ROWS.where(AdapterGaussian.adapter_id.in_(bindparam("ids", expanding=True)))
+
+
+@cache
+def _served_rows(count: int) -> Select[int, bytes, bytes]:
+    """A statement for so many ids, which unlike a list of any length is not rendered anew each time."""
+    numbered = AdapterGaussian.adapter_id.in_([bindparam(f"id{place}", type_=Integer) for place in range(count)])
+    # As an expression, for SQLite would rather walk along all of the index on current than look up a few ids.
+    return _ROWS.where(numbered, case((_SERVED, 1), else_=0) == 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +137,8 @@ def save_gaussians(session: Session, encoder: str, rows: Sequence[StoredGaussian
 
 def gaussian_state(session: Session, encoder: str) -> EmbeddingState | None:
     """The encoder's dimension and the generation of its Gaussians, 0 before the first; None without embeddings."""
-    row = session.execute(_STATE, {"encoder": encoder}).one_or_none()
+    session.flush()
+    row = session.connection().execute(_STATE, {"encoder": encoder}).one_or_none()
     return None if row is None else EmbeddingState(*row)
 
 
@@ -169,26 +178,51 @@ def sample_vectors(session: Session, encoder: str, adapter_ids: Sequence[int]) -
     return {adapter_id: np.stack([from_bytes(vector) for vector in own]) for adapter_id, own in stored.items()}
 
 
-def gaussian_rows(
-    session: Session, state: EmbeddingState, adapter_ids: np.ndarray, *, served: bool = False
-) -> Iterator[GaussianRows]:
-    """Gaussians of some adapters, as they are stored, 256 at a time.
+def served_gaussians(
+    session: Session, state: EmbeddingState, adapter_ids: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Gaussians of at least two samples of the adapters that are ready in their newest revision, one at a time.
+
+    One at a time, since memory that was just given back is quicker to fill than new memory.
 
     Args:
         session (Session): a session of the store.
         state (EmbeddingState): from :func:`gaussian_state`.
         adapter_ids (np.ndarray): catalog ids, int64 ``(N,)``.
-        served (bool): leave out adapters that are not ready or have a newer revision.
+
+    Returns:
+        Iterator[tuple[int, np.ndarray, np.ndarray]]: catalog ids in ascending order, means float32 ``(D,)`` and factors
+        float32 ``(K, D)``, whose rows are orthogonal.
+    """
+    session.flush()
+    ids = np.sort(adapter_ids).tolist()
+    for start in range(0, len(ids), _STEP):
+        step = ids[start : start + _STEP]
+        # Filled up with the last one to the next power of two, for there are to be few statements.
+        count = 1 << (len(step) - 1).bit_length()
+        chosen = {f"id{place}": step[min(place, len(step) - 1)] for place in range(count)}
+        for owner, mean, factors in session.connection().execute(
+            _served_rows(count), {"encoder": state.encoder, **chosen}
+        ):
+            yield owner, view_of(mean), view_of(factors).reshape(-1, state.dimension)
+
+
+def gaussian_rows(session: Session, state: EmbeddingState, adapter_ids: np.ndarray) -> Iterator[GaussianRows]:
+    """Gaussians of at least two samples of some adapters, served or not, 256 at a time.
+
+    Args:
+        session (Session): a session of the store.
+        state (EmbeddingState): from :func:`gaussian_state`.
+        adapter_ids (np.ndarray): catalog ids, int64 ``(N,)``.
 
     Returns:
         Iterator[GaussianRows]: adapters in ascending order.
     """
     session.flush()
-    statement = _SERVED_ROWS if served else _ROWS
     ids = np.sort(adapter_ids).tolist()
     for start in range(0, len(ids), _PIECE):
         chosen = {"encoder": state.encoder, "ids": ids[start : start + _PIECE]}
-        rows = session.connection().execute(statement, chosen).all()
+        rows = session.connection().execute(_CHOSEN_ROWS, chosen).all()
         owners, means, factors = zip(*rows, strict=True) if rows else ((), (), ())
         yield GaussianRows(
             owners=np.array(owners, dtype=np.int64),
@@ -233,7 +267,7 @@ def stale_gaussians(session: Session, encoder: str) -> tuple[dict[int, str], lis
     wanted = sample_fingerprints(session, encoder)
     statement = select(AdapterGaussian.adapter_id, AdapterGaussian.fingerprint)
     rows = plain(session, statement.where(AdapterGaussian.encoder == encoder)).all()
-    stored: dict[int, str] = dict(row._tuple() for row in rows)
+    stored: dict[int, str] = dict(rows)
     stale = {adapter_id: now for adapter_id, now in wanted.items() if stored.get(adapter_id) != now}
     return stale, sorted(stored.keys() - wanted.keys())
 

@@ -19,6 +19,11 @@ def from_bytes(stored: bytes) -> np.ndarray:
     return np.frombuffer(stored, dtype=_STORED).astype(np.float32)
 
 
+def view_of(stored: bytes) -> np.ndarray:
+    """The float32 vector ``(D,)`` of its bytes, not to be written to."""
+    return np.frombuffer(stored, dtype=_STORED)
+
+
 def matrix_from_bytes(stored: Sequence[bytes], width: int) -> np.ndarray:
     """Vectors of one width stacked to float32 ``(N, width)``, writeable.
 

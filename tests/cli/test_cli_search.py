@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ from cli_world import TASKS, Run, save_adapter
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_is_found_by_its_own_question(run_json: Callable[..., Any], task: str) -> None:
     document = run_json("search", TASKS[task][3])
-    assert set(document) == {"text", "hits"}
+    assert set(document) == {"text", "by", "hits"}
+    assert document["by"] == "cosine"
     best = document["hits"][0]
     assert set(best) == {"adapter", "score", "kind", "matched"}
     assert best["adapter"]["name"] == task
@@ -41,6 +44,46 @@ def test_search_without_a_match_says_where_to_look(run: Run) -> None:
     assert "hub-router list" in done.stderr
 
 
+INPUTS = {
+    "capitals": [f"What is the capital of {place}?" for place in ("Spain", "Norway", "Peru", "Kenya", "Japan")],
+    "sums": [f"How much is {what}?" for what in ("one plus six", "two plus four", "five plus nine", "ten plus ten")],
+}
+
+
+@pytest.fixture
+def sampled(run: Run, tmp_path: Path) -> None:
+    """Two of the adapters with samples that differ, which a likelihood needs."""
+    for task, inputs in INPUTS.items():
+        file = tmp_path / f"{task}.jsonl"
+        file.write_text("".join(json.dumps({"input": text}) + "\n" for text in inputs))
+        run("samples", "add", task, file)
+    assert json.loads(run("index", "--json").stdout)["gaussians"] == 2
+
+
+@pytest.mark.usefixtures("sampled")
+def test_search_by_likelihood(run: Run, run_json: Callable[..., Any]) -> None:
+    for task, text in (("capitals", "What is the capital of Chile?"), ("sums", "How much is seven plus eight?")):
+        document = run_json("search", text, "--by", "likelihood")
+        best, other = document["hits"]
+        assert (document["by"], best["adapter"]["name"], best["kind"]) == ("likelihood", task, "sample")
+        assert best["matched"] in INPUTS[task] + [TASKS[task][3]]
+        assert best["score"] > other["score"]
+        assert best["score"] < 0
+    (unlicensed,) = run_json("search", text, "--by", "likelihood", "--licence", "unknown")["hits"]
+    assert unlicensed["adapter"]["name"] == "sums"
+    wide = run_json("search", text, "--by", "likelihood", "--epsilon", "0.01", "--limit", 1)["hits"]
+    assert wide[0]["score"] > 0 > best["score"]
+    assert "How much is" in run("search", text, "--by", "likelihood").stdout
+
+
+def test_search_by_likelihood_names_what_is_missing(run: Run) -> None:
+    """One sample each, as the world has them, gives no likelihood."""
+    done = run("search", "x", "--by", "likelihood", status=1)
+    assert "hub-router samples add ADAPTER FILE" in done.stderr
+    for wrong in (["--epsilon", "0.1"], ["--by", "likelihood", "--epsilon", "0"], ["--by", "length"]):
+        assert wrong[-2] in run("search", "x", *wrong, status=2).stderr
+
+
 def test_search_before_index_names_it(run: Run, tmp_path: Any) -> None:
     done = run("search", "x", "--encoder", "offline", "--database-url", f"sqlite:///{tmp_path / 'new.db'}", status=1)
     assert "hub-router index" in done.stderr
@@ -52,12 +95,13 @@ def test_empty_text_is_refused(run: Run) -> None:
 
 def test_index_computes_only_what_is_new(run: Run, run_json: Callable[..., Any], world: Any, tmp_path: Any) -> None:
     document = run_json("index")
-    assert set(document) == {"spectra", "embedded", "unchanged", "encoder", "failed"}
+    assert set(document) == {"spectra", "embedded", "gaussians", "unchanged", "encoder", "failed"}
     assert (document["spectra"], document["embedded"], document["unchanged"], document["failed"]) == (0, 0, 4, [])
+    assert document["gaussians"] == 0
     save_adapter(world.base, tmp_path / "more", "colours", seed=9)
     run("sync", tmp_path / "more")
     again = run_json("index")
-    assert (again["spectra"], again["embedded"]) == (1, 1)
+    assert (again["spectra"], again["embedded"], again["gaussians"]) == (1, 1, 1)
 
 
 def test_index_reports_an_adapter_whose_file_is_gone(run: Run, world: Any, tmp_path: Any) -> None:

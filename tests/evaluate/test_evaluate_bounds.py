@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hub_router.evaluate.bounds import (
+    ALPHAS,
     bhattacharyya,
     bhattacharyya_distances,
     kl,
@@ -117,7 +118,7 @@ def test_lemma_3_is_the_moment_and_the_main_text_is_not(alpha: float) -> None:
     log_near, log_far = log_densities(draws(q, 400_000), [near, far]).T
     sampled = np.exp(alpha * (log_far - log_near)).mean()  # E_q[(p_j / p_i*)^alpha], proof of Theorem 2
     # With two Gaussians and k = 1 the bound is a single moment.
-    found = shifted_error_bound(q, [far, near], EPSILON, k=1, alpha=alpha)
+    found = shifted_error_bound(q, [far, near], EPSILON, k=1, alphas=[alpha])
     assert found.nearest == 1
     assert found.violating == ()
     assert found.bound == pytest.approx(sampled, rel=1e-2)
@@ -145,7 +146,7 @@ def test_theorem_2_equals_its_dense_formula() -> None:
         K += alpha / 2 * (other.mean @ inverse[other] @ other.mean - near.mean @ inverse[near] @ near.mean)
         C = math.exp(-alpha / 2 * log_det[other] + alpha / 2 * log_det[near] - log_det[q] / 2)  # Lemma 3
         total += C * np.linalg.det(M) ** -0.5 * math.exp(h @ np.linalg.inv(M) @ h / 2 - K)  # Eq. 6
-    found = shifted_error_bound(q, pool, epsilon, k=2, alpha=alpha)
+    found = shifted_error_bound(q, pool, epsilon, k=2, alphas=[alpha])
     assert found.nearest == nearest
     assert found.bound == pytest.approx(total / 2, rel=1e-9)
 
@@ -161,7 +162,7 @@ def test_theorem_2_bounds_the_misses_of_an_unknown_task() -> None:
 
 def test_theorem_2_for_a_known_task_is_theorem_1() -> None:
     p, other = near_gaussian(1, 4), near_gaussian(2, 4)
-    found = shifted_error_bound(p, [other, p], EPSILON, k=1, alpha=0.5)
+    found = shifted_error_bound(p, [other, p], EPSILON, k=1, alphas=[0.5])
     assert found.nearest == 1
     assert found.bound == pytest.approx(math.exp(-bhattacharyya(p, other, EPSILON)), rel=1e-10)
 
@@ -170,9 +171,21 @@ def test_no_bound_where_the_moment_is_infinite() -> None:
     # q is as wide as j and the nearest is narrow: the ratio p_j / p_i* grows faster than q falls.
     wide = Gaussian(np.zeros(2), 2.0 * np.eye(2), 9)
     narrow, far = Gaussian(np.zeros(2), 0.5 * np.eye(2), 9), Gaussian(np.full(2, 50.0), 2.0 * np.eye(2), 9)
-    found = shifted_error_bound(wide, [far, narrow], EPSILON, k=1, alpha=1.0)
+    found = shifted_error_bound(wide, [far, narrow], EPSILON, k=1, alphas=[1.0])
     assert found.nearest == 1
     assert found.violating == (0,)
     assert math.isinf(found.bound)
     # A small alpha leaves M_alpha positive.
-    assert shifted_error_bound(wide, [far, narrow], EPSILON, k=1, alpha=0.01).violating == ()
+    found = shifted_error_bound(wide, [far, narrow], EPSILON, k=1, alphas=[1.0, 0.01])
+    assert (found.violating, found.alpha) == ((), 0.01)
+    assert math.isfinite(found.bound)
+
+
+def test_the_best_alpha_is_taken() -> None:
+    q, *pool = (near_gaussian(seed, 5, 6) for seed in range(5))
+    each = [shifted_error_bound(q, pool, EPSILON, k=2, alphas=[alpha]) for alpha in ALPHAS]
+    best = min(each, key=lambda found: found.bound)
+    assert ALPHAS[-1] < best.alpha < ALPHAS[0]
+    found = shifted_error_bound(q, pool, EPSILON, k=2)
+    assert (found.alpha, found.nearest) == (best.alpha, best.nearest)
+    assert found.bound == pytest.approx(best.bound, rel=1e-12)

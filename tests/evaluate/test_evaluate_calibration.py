@@ -40,16 +40,18 @@ def admitted(scores: list[float]) -> int:
 
 
 def reference(samples: dict[str, np.ndarray], epsilon: float) -> Operating:
-    own_above, others_below, seen, unseen = [], [], [], []
+    own_above, others_below, own_first, seen, unseen = [], [], [], [], []
     for name, rows in samples.items():
         for held in range(len(rows)):
             own = score(rows[held], np.delete(rows, held, axis=0), epsilon)
             others = [score(rows[held], other, epsilon) for key, other in samples.items() if key != name]
             own_above.append(own > 0)
             others_below += [each < 0 for each in others]
+            own_first.append(own > max(others))
             seen.append(admitted([own, *others]))
             unseen.append(admitted(others))
-    return Operating(epsilon, *(float(np.mean(each)) for each in (own_above, others_below, seen, unseen)))
+    shares = (own_above, others_below, own_first, seen, unseen)
+    return Operating(epsilon, *(float(np.mean(each)) for each in shares))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ def test_the_curve_is_no_flat_line() -> None:
     curve = calibrate(tasks([5, 8, 3, 4], 6, 1.0), GRID).curve
     assert len({each.own_above for each in curve}) > 2
     assert len({each.others_below for each in curve}) > 2
+    assert len({each.own_first for each in curve}) > 2
     assert len({each.candidates_seen for each in curve}) > 2
 
 

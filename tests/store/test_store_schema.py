@@ -27,6 +27,7 @@ from hub_router.store.session import open_store
 from hub_router.store.tables import (
     Adapter,
     AdapterFile,
+    AdapterGaussian,
     AdapterSample,
     AdapterSpectrum,
     Base,
@@ -46,8 +47,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -73,7 +74,7 @@ def newer(tmp_path: Path) -> Path:
 
 def with_next(folder: Path, extra: str) -> Path:
     shutil.copytree(bundled("migrations"), folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0003_add_note.py").write_text(NEXT.format(extra=extra))
+    (folder / "versions" / "0004_add_note.py").write_text(NEXT.format(extra=extra))
     return folder
 
 
@@ -128,7 +129,10 @@ def fill(url: str, add_adapter: Any) -> None:
                 AdapterSample(adapter_id=adapter, split="sample", position=0, input="in", output="out", origin="o"),
                 BaseModelChoice(kind="rule", pattern="/models/llama*", base_model="org/base"),
                 AdapterSpectrum(module="m", singular_values=b"\0\0\0\0", **key),
-                EncoderState(encoder="e", dimension=1, generation=3),
+                EncoderState(encoder="e", dimension=1, generation=3, gaussian_generation=4),
+                AdapterGaussian(
+                    adapter_id=adapter, encoder="e", samples=2, fingerprint="f", mean=b"1234", factors=b"5678"
+                ),
                 TextEmbedding(
                     adapter_id=adapter, encoder="e", kind="card", position=0, text="t", text_hash="h", vector=b"1234"
                 ),
@@ -192,7 +196,7 @@ def test_upgrade_of_a_filled_database_keeps_every_row(database_url: str, newer: 
     before = counts(database_url)
     assert min(before.values()) >= 1
     status = schema.upgrade(database_url, newer)
-    assert (status.state, status.current, status.head) == ("current", "0003", "0003")
+    assert (status.state, status.current, status.head) == ("current", "0004", "0004")
     assert counts(database_url) == before
     engine = open_engine(parse_url(database_url))
     with engine.connect() as connection:
@@ -202,7 +206,7 @@ def test_upgrade_of_a_filled_database_keeps_every_row(database_url: str, newer: 
 
 
 def test_a_catalog_of_the_first_release_keeps_its_rows(database_url: str) -> None:
-    """0001 to 0002 with rows as 0001 wrote them; what is new gets what it means for them."""
+    """0001 to the head with rows as 0001 wrote them; what is new gets what it means for them."""
     Path(database_url.removeprefix("sqlite:///")).parent.mkdir()
     migrate(database_url, "0001")
     engine = create_engine(database_url)
@@ -221,6 +225,7 @@ def test_a_catalog_of_the_first_release_keeps_its_rows(database_url: str) -> Non
             "INSERT INTO adapter_samples (adapter_id, split, position, input, output, origin) "
             "VALUES (7, 'sample', 0, 'in', 'out', 'samples.jsonl')"
         )
+        connection.exec_driver_sql("INSERT INTO encoder_states (encoder, dimension, generation) VALUES ('e', 4, 9)")
     engine.dispose()
     assert schema.upgrade(database_url).state == "current"
     with open_store(database_url) as store, store.read() as session:
@@ -229,6 +234,8 @@ def test_a_catalog_of_the_first_release_keeps_its_rows(database_url: str) -> Non
         assert (row.base_model_resolved, row.base_model_confidence, row.base_model_evidence) == ("org/base", "none", [])
         assert (row.repo.requested_checkpoints, row.base_model_revision) == ("newest", None)
         assert [(sample.input, sample.given) for sample in row.samples] == [("in", False)]
+        state = session.get_one(EncoderState, "e")
+        assert (state.dimension, state.generation, state.gaussian_generation) == (4, 9, 0)
     migrate(database_url, "0001")
     engine = create_engine(database_url)
     with engine.connect() as connection:
@@ -247,12 +254,12 @@ def test_upgrade_of_a_current_database_changes_nothing(database_url: str, add_ad
 def test_behind_is_refused_with_the_way_out(database_url: str, newer: Path) -> None:
     schema.prepare(database_url)
     status = schema.status(database_url, newer)
-    assert (status.state, status.current, status.head, status.pending) == ("behind", "0002", "0003", ("0003",))
+    assert (status.state, status.current, status.head, status.pending) == ("behind", "0003", "0004", ("0004",))
     with pytest.raises(SchemaError) as caught:
         schema.prepare(database_url, newer)
     message = str(caught.value)
     file = parse_url(database_url).database
-    for part in ("0002", "0003", f"copy {file}", "hub-router db upgrade"):
+    for part in ("0003", "0004", f"copy {file}", "hub-router db upgrade"):
         assert part in message
     assert schema.status(database_url).state == "current"
 
@@ -263,7 +270,7 @@ def test_ahead_is_refused_with_the_way_out(database_url: str, newer: Path) -> No
     for refused in (schema.prepare, schema.upgrade, open_store):
         with pytest.raises(SchemaError) as caught:
             refused(database_url)
-        for part in ("0002", "0003", "backup", "hub-router db upgrade", "pip install --upgrade hub-router"):
+        for part in ("0003", "0004", "backup", "hub-router db upgrade", "pip install --upgrade hub-router"):
             assert part in str(caught.value)
 
 
@@ -280,7 +287,7 @@ def test_foreign_database_is_left_alone(tmp_path: Path, with_revision: bool) -> 
     for refused in (schema.prepare, schema.upgrade):
         with pytest.raises(SchemaError) as caught:
             refused(url)
-        for part in ("9f3c" if with_revision else "none", "0002", "not a catalog's", "hub-router db upgrade", "-wal"):
+        for part in ("9f3c" if with_revision else "none", "0003", "not a catalog's", "hub-router db upgrade", "-wal"):
             assert part in str(caught.value)
     assert schema.status(url).state == "foreign"
     assert described(url) == before
@@ -309,7 +316,8 @@ def test_migration_that_orphans_rows_is_undone(database_url: str, tmp_path: Path
 
 def test_status_creates_nothing(tmp_path: Path) -> None:
     status = schema.status(f"sqlite:///{tmp_path / 'home' / 'catalog.db'}")
-    assert (status.state, status.current, status.head, status.pending) == ("empty", None, "0002", ("0001", "0002"))
+    assert (status.state, status.current, status.head) == ("empty", None, "0003")
+    assert status.pending == ("0001", "0002", "0003")
     assert list(tmp_path.iterdir()) == []
 
 
