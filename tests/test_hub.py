@@ -106,6 +106,32 @@ def test_evaluation_scores_own_adapter_above_base(hub: Hub, zoo: Path) -> None:
         assert row.accuracy["own"] == right / 16
 
 
+def test_a_task_is_also_scored_without_its_adapter(hub: Hub, zoo: Path) -> None:
+    hub.define("unseen", MEMBERS, "arrow", base_model=str(zoo / "zoo-base"), top_k=1)
+    table = hub.evaluate("unseen", ["own", "arrow"], tasks=["zoo-plural"], samples=32, unseen=True)
+    [row] = table.rows
+    rest = hub.compose(
+        "rest", [name for name in MEMBERS if name != "zoo-plural"], "arrow", base_model=str(zoo / "zoo-base"), top_k=1
+    )
+    lines = [json.loads(line) for line in (zoo / "zoo-plural" / "test.jsonl").read_text().splitlines()[:32]]
+    answers = rest.generate([line["input"] for line in lines], max_new_tokens=12)
+    right = sum(got.strip() == line["output"] for got, line in zip(answers, lines, strict=True))
+    assert row.unseen == {"arrow": right / 32}
+    assert row.accuracy["own"] > row.unseen["arrow"] + 0.2
+    with pytest.raises(NotInCatalogError, match="zoo-plurals"):
+        hub.evaluate("unseen", tasks=["zoo-plurals"])
+
+
+def test_a_pool_report_takes_a_composition_or_adapters(hub: Hub, zoo: Path) -> None:
+    hub.define("reported", MEMBERS, "uniform", base_model=str(zoo / "zoo-base"))
+    report = hub.report_pool("reported", top_k=1)
+    assert report.adapters == MEMBERS
+    assert report.calibration.chosen.balanced > report.calibration.published.balanced
+    assert {task.adapter: task.nearest for task in report.tasks}["zoo-film"] == "zoo-food"
+    again = hub.report_pool([hub.show(name).record for name in MEMBERS], epsilon=report.epsilon, top_k=1)
+    assert (again.tasks, again.calibration) == (report.tasks, report.calibration)
+
+
 def test_save_and_load_from_a_folder(hub: Hub, zoo: Path, tmp_path: Path) -> None:
     routed = hub.compose("saved", MEMBERS, "spectr", base_model=str(zoo / "zoo-base"), replace=True)
     text = routed.generate(PROMPT, max_new_tokens=4)

@@ -15,10 +15,17 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hub_router.demo.hubserver import LoopbackHub
+from hub_router.evaluate.columns import read_columns
+from hub_router.evaluate.comparison import refusals
+from hub_router.features import PoolFeatures
+from hub_router.gaussian import fit
+from hub_router.lora.reader import read_adapter
 from hub_router.routing.registry import METHODS
+from hub_router.settings import bundled
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -101,9 +108,10 @@ def save_adapter(base: Path, folder: Path, seed: int) -> None:
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": BASE}))
     front = f"---\nbase_model: {BASE}\ntags: [base_model:adapter:{BASE}]\n---\n"
     (folder / "README.md").write_text(front + f"# {folder.name}\nAn adapter for {folder.name}.\n")
-    line = json.dumps({"input": "Is it positive ?", "output": "yes"}) + "\n"
-    (folder / "samples.jsonl").write_text(line)
-    (folder / "test.jsonl").write_text(line)
+    inputs = [f"Is it {words} ?" for words in ("positive", f"like {folder.name}", f"a film of {folder.name}")]
+    lines = [json.dumps({"input": text, "output": "yes"}) + "\n" for text in inputs]
+    (folder / "samples.jsonl").write_text("".join(lines))
+    (folder / "test.jsonl").write_text(lines[0])
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +170,21 @@ def test_make_targets_of_the_readme_exist() -> None:
     assert {"demo", "test"} <= set(targets)
     for target in targets:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, check=True)
+
+
+def test_the_zoos_table_has_every_method_that_the_zoo_allows() -> None:
+    section = README.partition("## What routing gains")[2].partition("\n## ")[0]
+    shown = re.findall(r"^\| `([^`|]+)` \|", section, re.MULTILINE)
+    folders = [path for path in sorted(bundled("zoo").glob("hub_router/zoo-*")) if path.name != "zoo-base"]
+    pool = [read_adapter(path, path.name) for path in folders]
+    known = fit(np.random.default_rng(0).normal(size=(3, 4)))
+    features = PoolFeatures(gaussians={adapter.name: known for adapter in pool}, encoder="offline")
+    columns = read_columns(["all"], {})
+    refused = refusals(pool, columns, features)
+    allowed = [column.title for column in columns if column.title not in refused]
+    assert [name for name in shown if ":" not in name] == allowed
+    assert [name.partition("=")[0] for name in shown if ":" in name] == ["hilora:epsilon"]
+    assert len(refused) == len(columns) - len(allowed) == 6
 
 
 @pytest.mark.parametrize("name", METHODS)

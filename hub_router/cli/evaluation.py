@@ -76,8 +76,17 @@ def evaluate(
         if unseen:
             call.out.text("\nEach task's own adapter left out of the pool:")
             _tasks(call.out, table, [row.unseen for row in table.rows], table.unseen_mean)
-    for title, reason in table.refused.items():
-        call.out.text(f"  {title}: -, since {reason.splitlines()[0].rstrip(':')}")
+    _refused(call.out, table.refused)
+
+
+def _refused(out: Output, refused: Mapping[str, str]) -> None:
+    """Why methods of ``all`` have no figures, those of one reason in one line; --json holds the adapters as well."""
+    reasons: dict[str, list[str]] = {}
+    for title, reason in refused.items():
+        first = reason.splitlines()[0].rstrip(":").removeprefix(f"method {title!r} ")
+        reasons.setdefault(first, []).append(title)
+    for reason, titles in reasons.items():
+        out.text(f"Not run: {', '.join(titles)} ({reason})")
 
 
 def _tasks(out: Output, table: Comparison, rows: Sequence[Mapping[str, float]], mean: Mapping[str, float]) -> None:
@@ -95,7 +104,7 @@ def _tasks(out: Output, table: Comparison, rows: Sequence[Mapping[str, float]], 
 def _means(out: Output, table: Comparison, unseen: bool) -> None:
     """A line per method."""
     samples = sum(row.samples for row in table.rows)
-    out.text(f"Mean accuracy over {len(table.rows)} tasks, {samples} samples:")
+    out.text(f"Mean accuracy (tasks: {len(table.rows)}, samples: {samples}):")
     if unseen:
         lines = [[method, table.mean.get(method), table.unseen_mean.get(method)] for method in table.methods]
         out.table(["method", "seen", "unseen"], lines)

@@ -6,6 +6,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property, lru_cache
 
@@ -35,7 +36,8 @@ class BaseModules:
         for name, module in self._held.items():
             self._names[id(module)].append(name)
         self._nearest = _Nearest(self._held)
-        # Why a module cannot be adapted, empty if it can: found once for all adapters of the model.
+        # Found once for all adapters of the model: modules as maps, and why one cannot be adapted, empty if it can.
+        self._maps: dict[str, _Map | str] = {}
         self._judged: dict[str, str] = {}
 
     def fit(self, modules: Sequence[ModuleFacts]) -> tuple[ModuleFit, ...]:
@@ -50,7 +52,10 @@ class BaseModules:
         fresh = [each.name for each in modules if each.name in self._held and each.name not in self._judged]
         skipped = bypassed(self._model, fresh) if fresh else {}
         self._judged |= {name: self._aliased(name) or skipped.get(name, "") for name in fresh}
-        return tuple(_fit(self._held, facts, self._nearest, self._judged) for facts in modules)
+        for name in fresh:
+            found = linear_map(self._held[name])
+            self._maps[name] = found if isinstance(found, str) else _Map(found, found.d_in, found.d_out)
+        return tuple(_fit(self._maps, facts, self._nearest, self._judged) for facts in modules)
 
     @cached_property
     def leaves(self) -> frozenset[str]:
@@ -98,22 +103,30 @@ def _local_modules(reference: str) -> BaseModules:
     return BaseModules(any_model(reference, local_only=True))
 
 
-def _fit(held: Mapping[str, nn.Module], facts: ModuleFacts, nearest: _Nearest, skipped: Mapping[str, str]) -> ModuleFit:
+@dataclass(frozen=True)
+class _Map:
+    """A linear map and its widths."""
+
+    found: LinearMap
+    d_in: int
+    d_out: int
+
+
+def _fit(maps: Mapping[str, _Map | str], facts: ModuleFacts, nearest: _Nearest, judged: Mapping[str, str]) -> ModuleFit:
     got = f"{facts.d_in} x {facts.d_out}"
-    module = held.get(facts.name)
-    if module is None:
+    held = maps.get(facts.name)
+    if held is None:
         reason = f"the model has no such module; the nearest are {nearest(facts.name)}"
         return ModuleFit(facts.name, "absent", facts.rank, got, reason=reason)
-    found = linear_map(module)
-    if isinstance(found, str):
-        return ModuleFit(facts.name, "kind", facts.rank, got, reason=found)
-    expected = f"{found.d_in} x {found.d_out}"
-    if (facts.d_in, facts.d_out) != (found.d_in, found.d_out):
+    if isinstance(held, str):
+        return ModuleFit(facts.name, "kind", facts.rank, got, reason=held)
+    expected = f"{held.d_in} x {held.d_out}"
+    if (facts.d_in, facts.d_out) != (held.d_in, held.d_out):
         reason = f"got D_in x D_out {got}, expected {expected} as in the model"
         return ModuleFit(facts.name, "shape", facts.rank, got, expected, reason)
-    if skipped.get(facts.name):
-        return ModuleFit(facts.name, "bypassed", facts.rank, got, expected, skipped[facts.name])
-    fault = _kind_fault(found, facts)
+    if judged.get(facts.name):
+        return ModuleFit(facts.name, "bypassed", facts.rank, got, expected, judged[facts.name])
+    fault = _kind_fault(held.found, facts)
     return ModuleFit(facts.name, "kind" if fault else "fits", facts.rank, got, expected, fault)
 
 

@@ -23,8 +23,8 @@ from hub_router.settings import bundled
 BASE = "hub_router/zoo-base"
 QUESTION = "is this review positive?"
 METHODS = "base,own,uniform,arrow,spectr"
-# One of each kind of task: leaving the own adapter out takes a composition per task and method.
-TASKS = "zoo-film,zoo-news,zoo-nli,zoo-plural,zoo-german,zoo-where"
+# All methods are scored on every seventh task: leaving a task's own adapter out takes a composition per method.
+EVERY = 7
 
 
 def commands(prompt: str, pool: list[str], epsilon: Callable[[], float]) -> Iterator[tuple[str, list[str]]]:
@@ -55,9 +55,10 @@ def commands(prompt: str, pool: list[str], epsilon: Callable[[], float]) -> Iter
         "Score it task by task, on 16 held-out prompts each",
         ["eval", "zoo", "--methods", f"{METHODS},{hilora}", "--samples", "16"],
     )
+    tasks = pool[::EVERY]
     yield (
-        "Score all methods on 32 held-out prompts of six tasks, each task's own adapter in the pool and left out",
-        ["eval", "zoo", "--methods", f"all,{hilora}", "--unseen", "--tasks", TASKS, "--samples", "32"],
+        f"Score all methods on {len(tasks)} of the tasks, their own adapters in the pool and left out",
+        ["eval", "zoo", "--methods", f"all,{hilora}", "--unseen", "--tasks", ",".join(tasks)],
     )
 
 

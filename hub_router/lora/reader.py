@@ -6,9 +6,13 @@ part of an update, a parameter saved along (noted), or the reason for a refusal.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -65,11 +69,41 @@ def read_adapter(path: Path, name: str | None = None) -> LoraAdapter:
         UnsupportedAdapterError: the folder holds no adapter that can be used exactly; names it and the reason.
     """
     path = Path(path)
-    chosen = name or path.name
-    try:
-        return read_folder(path, chosen)[0]
-    except UnsupportedAdapterError as error:
-        raise UnsupportedAdapterError(f"adapter {chosen!r} ({path}): {error}", error.faults) from error
+    (found,) = read_adapters([(path, name or path.name)])
+    if isinstance(found, UnsupportedAdapterError):
+        raise found
+    return found
+
+
+def read_adapters(folders: Sequence[tuple[Path, str]]) -> list[LoraAdapter | UnsupportedAdapterError]:
+    """As :func:`read_adapter`, of many folders: while one is read, a thread hashes the files of those before it.
+
+    Args:
+        folders (Sequence[tuple[Path, str]]): each with the user's name for its adapter.
+
+    Returns:
+        list[LoraAdapter | UnsupportedAdapterError]: for each folder its adapter, or why there is none.
+    """
+    found: list[LoraAdapter | UnsupportedAdapterError] = []
+    hashes: dict[int, Future[str]] = {}
+    with _without_collections(), ThreadPoolExecutor(1) as hasher:
+        for path, name in folders:
+            try:
+                with _reading():
+                    adapter, source = _read(path, name)
+                hashes[len(found)] = hasher.submit(hash_weights, source.files, source.config.function_fields())
+                found.append(adapter)
+            except UnsupportedAdapterError as error:
+                found.append(_named(error, path, name))
+        for number, (path, name) in enumerate(folders):
+            each = found[number]
+            if isinstance(each, LoraAdapter):
+                try:
+                    with _reading():
+                        found[number] = replace(each, weights_hash=hashes[number].result())
+                except UnsupportedAdapterError as error:
+                    found[number] = _named(error, path, name)
+    return found
 
 
 def read_folder(path: Path, name: str, shown: int | None = None) -> tuple[LoraAdapter, Source]:
@@ -86,27 +120,63 @@ def read_folder(path: Path, name: str, shown: int | None = None) -> tuple[LoraAd
     Raises:
         UnsupportedAdapterError: the folder holds no adapter that can be used exactly; the message is the one reason.
     """
-    try:
-        if not path.is_dir():
-            raise UnsupportedAdapterError(f"expected a folder, found {'a file' if path.exists() else 'nothing'}")
-        config = read_config(path)
-        files = find_weights(path, config.kind)
-        contents = _Contents(load_weights(files), config, files[0].name, shown)
-        digest = hash_weights(files, config.function_fields())
-    except OSError as error:
-        raise UnsupportedAdapterError(f"cannot be read: {error}") from error
+    with _reading():
+        adapter, source = _read(path, name, shown)
+        return replace(adapter, weights_hash=hash_weights(source.files, source.config.function_fields())), source
+
+
+def _read(path: Path, name: str, shown: int | None = None) -> tuple[LoraAdapter, Source]:
+    """An adapter that lacks its hash."""
+    if not path.is_dir():
+        raise UnsupportedAdapterError(f"expected a folder, found {'a file' if path.exists() else 'nothing'}")
+    config = read_config(path)
+    files = find_weights(path, config.kind)
+    contents = _Contents(load_weights(files), config, files[0].name, shown)
     adapter = LoraAdapter(
         name,
         path,
         config.base_model,
         contents.modules,
-        digest,
-        (*config.notes, *contents.notes),
-        contents.copies,
-        contents.saved,
-        contents.not_stored,
+        weights_hash="",
+        notes=(*config.notes, *contents.notes),
+        copies=contents.copies,
+        saved=contents.saved,
+        not_stored=contents.not_stored,
     )
     return adapter, Source(files, config)
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Nothing that reading makes is garbage in cycles, and each search for some looks at all objects of the process."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """What the file system refuses is a reason like any other."""
+    try:
+        yield
+    except OSError as error:
+        raise UnsupportedAdapterError(f"cannot be read: {error}") from error
+
+
+def _named(error: UnsupportedAdapterError, path: Path, name: str) -> UnsupportedAdapterError:
+    """The same error in a message that says which adapter it is about."""
+    named = UnsupportedAdapterError(f"adapter {name!r} ({path}): {error}", error.faults)
+    named.__cause__ = error
+    return named
+
+
+# A pool's adapters name the same modules.
+_parse_factor = lru_cache(maxsize=8192)(parse_factor)
 
 
 class _Contents:
@@ -125,8 +195,13 @@ class _Contents:
         self.not_stored = tuple(
             listed for listed in config.modules_to_save if not any(belongs_to(path, listed) for path in self.saved)
         )
-        self._refuse(list(_value_faults(self.modules, self.saved)))
-        self.notes = [*self._zero_notes(), *_rest_notes(self.copies, self.saved), *differences(self.modules, config)]
+        faults, still = _survey(self.modules, self.saved)
+        self._refuse(faults)
+        self.notes = [
+            *self._zero_notes(still),
+            *_rest_notes(self.copies, self.saved),
+            *differences(self.modules, config),
+        ]
         if self.not_stored:
             absent = listing([*map(escaped, self.not_stored)])
             self.notes.append(f"modules_to_save names {absent}, for which there are no tensors")
@@ -137,7 +212,7 @@ class _Contents:
         self, tensors: Mapping[str, torch.Tensor], config: AdapterConfig
     ) -> tuple[dict[str, dict[str, list[str]]], list[str]]:
         """Tensor names by module and role, and the names that belong to no update."""
-        parse = parse_mlx_factor if config.kind == "MLX" else parse_factor
+        parse = parse_mlx_factor if config.kind == "MLX" else _parse_factor
         roles: dict[str, dict[str, list[str]]] = {}
         others: list[str] = []
         empty: list[tuple[str, str]] = []
@@ -199,8 +274,7 @@ class _Contents:
         self._refuse(faults)
         return copies, saved
 
-    def _zero_notes(self) -> list[str]:
-        still = zero_modules(self.modules)
+    def _zero_notes(self, still: Sequence[str]) -> list[str]:
         if not still:
             return []
         where = ", ".join(compact(still))
@@ -229,21 +303,31 @@ def zero_modules(modules: Mapping[str, LoraFactors]) -> list[str]:
     return [name for name, each in modules.items() if not (each.scaling and each.A.any() and each.B.any())]
 
 
-def _value_faults(modules: Mapping[str, LoraFactors], saved: Mapping[str, SavedParameter]) -> Iterator[tuple[str, str]]:
-    """NaN and infinite values, by module and parameter."""
+def _survey(
+    modules: Mapping[str, LoraFactors], saved: Mapping[str, SavedParameter]
+) -> tuple[list[tuple[str, str]], list[str]]:
+    """NaN and infinite values, by module and parameter; and the modules whose scaled B A is zero as a factor is."""
+    faults, still = [], []
     for module, factors in modules.items():
+        zero = not factors.scaling
         for what, tensor in factors.tensors.items():
-            if not _is_finite(tensor):
-                yield module, f"has NaN or infinite values in {what if len(what) > 1 else f'lora_{what}'}"
+            low, high = _extremes(tensor)
+            if not (math.isfinite(low) and math.isfinite(high)):
+                role = what if len(what) > 1 else f"lora_{what}"
+                faults.append((module, f"has NaN or infinite values in {role}"))
+            zero |= what in "AB" and low == high == 0.0
+        if zero:
+            still.append(module)
     for path, parameter in saved.items():
-        if not _is_finite(parameter.value):
-            yield path, "has NaN or infinite values"
+        if not all(map(math.isfinite, _extremes(parameter.value))):
+            faults.append((path, "has NaN or infinite values"))
+    return faults, still
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
+def _extremes(tensor: torch.Tensor) -> tuple[float, float]:
     # One pass and no temporary of the tensor's size: NaN propagates into both extremes.
     low, high = torch.aminmax(tensor)
-    return math.isfinite(float(low)) and math.isfinite(float(high))
+    return float(low), float(high)
 
 
 def _rest_notes(copies: Mapping[str, torch.Tensor], saved: Mapping[str, SavedParameter]) -> Iterator[str]:

@@ -11,6 +11,8 @@ import pickletools
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from hub_router.lora.formats import describe_file, describe_folder
 from hub_router.lora.text import escaped
 
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 MAX_INDEX_BYTES = 16_000_000
 MAX_TENSORS = 250_000
@@ -74,10 +78,11 @@ def hash_weights(paths: Sequence[Path], function_fields: str) -> str:
         str: sha256 (hex) of the files' bytes followed by that JSON.
     """
     digest = hashlib.sha256()
+    buffer = memoryview(bytearray(1 << 23))
     for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
+        with path.open("rb", buffering=0) as file:
+            while size := file.readinto(buffer):
+                digest.update(buffer[:size])
     digest.update(function_fields.encode())
     return digest.hexdigest()
 
@@ -130,8 +135,6 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     tensors = _load_safetensors(path) if path.suffix == ".safetensors" else _load_pickle(path)
     if not tensors:
         raise UnsupportedAdapterError(f"{path.name} holds no tensors")
-    for name, tensor in tensors.items():
-        _check_dense(path, name, tensor)
     storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors.values())}
     claimed, size = sum(storage.nbytes() for storage in storages.values()), path.stat().st_size
     if claimed > size:
@@ -172,9 +175,36 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             _check_count(path, len(names))
-            return {name: file.get_tensor(name) for name in names}
+            tensors = _views(path, names)
+            if tensors is None:
+                tensors = _dense(path, {name: file.get_tensor(name) for name in names})
+            return tensors
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         raise UnsupportedAdapterError(f"{path.name} is no usable safetensors file: {_line(error)}") from error
+
+
+def _views(path: Path, names: Sequence[str]) -> dict[str, torch.Tensor] | None:
+    """Tensors of a safetensors file whose header was checked, as views of one mapping, which is faster than one by one.
+
+    None where something is not as usual: integers, many dimensions, data that do not lie on multiples of their size.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    length = path.stat().st_size
+    mapping = torch.from_file(str(path), shared=False, size=length, dtype=torch.uint8)
+    wholes = {name: mapping[: length - length % dtype.itemsize].view(dtype) for name, dtype in _DTYPES.items()}
+    views = {}
+    for name in names:
+        entry = header[name]
+        whole = wholes.get(entry["dtype"])
+        start = 8 + size + entry["data_offsets"][0]
+        shape = entry["shape"]
+        if whole is None or start % whole.itemsize or len(shape) > MAX_DIMENSIONS:
+            return None
+        strides = list(accumulate(shape[:0:-1], mul, initial=1))[::-1] if shape else []
+        views[name] = whole.as_strided(shape, strides, start // whole.itemsize)
+    return views
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
@@ -209,7 +239,7 @@ def _tensors_of(path: Path, loaded: dict[Any, Any]) -> dict[str, torch.Tensor]:
         raise UnsupportedAdapterError(
             f"{path.name}: {len(wrong)} entries are no named tensors, the first is {wrong[0]}"
         )
-    return {name: tensor.detach() for name, tensor in entries}
+    return _dense(path, {name: tensor.detach() for name, tensor in entries})
 
 
 def _check_count(path: Path, tensors: int) -> None:
@@ -229,20 +259,24 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _check_dense(path: Path, name: str, tensor: torch.Tensor) -> None:
+def _dense(path: Path, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Refuse what arithmetic over all elements could not read: sparse, expanded or integer tensors."""
-    where = f"{path.name}: {name[:200]!r}"
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise UnsupportedAdapterError(f"{where} is a {tensor.layout} tensor on {tensor.device}, expected a dense one")
-    if tensor.dtype not in FLOAT_DTYPES:
-        expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
-        got = str(tensor.dtype).removeprefix("torch.")
-        raise UnsupportedAdapterError(f"{where} has dtype {got}, expected one of {expected}")
-    if tensor.ndim > MAX_DIMENSIONS:
-        raise UnsupportedAdapterError(f"{where} has {tensor.ndim} dimensions, expected at most {MAX_DIMENSIONS}")
-    # A pickle may declare strides of zero: a few stored bytes that claim to be a matrix of any size.
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise UnsupportedAdapterError(f"{where} claims shape {tuple(tensor.shape)} but stores fewer elements")
+    for name, tensor in tensors.items():
+        where = f"{path.name}: {name[:200]!r}"
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+            raise UnsupportedAdapterError(
+                f"{where} is a {tensor.layout} tensor on {tensor.device}, expected a dense one"
+            )
+        if tensor.dtype not in FLOAT_DTYPES:
+            expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
+            got = str(tensor.dtype).removeprefix("torch.")
+            raise UnsupportedAdapterError(f"{where} has dtype {got}, expected one of {expected}")
+        if tensor.ndim > MAX_DIMENSIONS:
+            raise UnsupportedAdapterError(f"{where} has {tensor.ndim} dimensions, expected at most {MAX_DIMENSIONS}")
+        # A pickle may declare strides of zero: a few stored bytes that claim to be a matrix of any size.
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UnsupportedAdapterError(f"{where} claims shape {tuple(tensor.shape)} but stores fewer elements")
+    return tensors
 
 
 def _check_imports(path: Path, archive: bool) -> None:

@@ -26,11 +26,13 @@ from hub_router.store.gaussians import gaussian_marks, gaussian_rows, gaussian_s
 from hub_router.store.session import Store
 
 EXACT_ROWS = 2_000
-PROBED_SHARE = 16
-PROBED_LEAST = 12
+PROBED_SHARE = 12
+PROBED_LEAST = 8
 CHANGED_SHARE = 0.2
 # Gaussians that the axes of the coarse sketches are found from.
 AXES_FROM = 2_000
+# Rows that are copied at a time, for all together may be gigabytes.
+_BLOCK = 4_096
 _KIND = "gaussians"
 _MEANS, _AXES, _MARKS = "means.faiss", "axes.npy", "marks.npy"
 _SKETCHED = ("coarse", "fine")
@@ -48,7 +50,7 @@ class Shortlist:
     Args:
         ids (np.ndarray): catalog ids, int64 ``(N,)``.
         lengths (np.ndarray): ``||z - mean||^2`` within rounding to float16, float32 ``(N,)``.
-        estimates (np.ndarray): ascending, see :mod:`hub_router.search.sketch`, float32 ``(N,)``.
+        estimates (np.ndarray): by coarse sketches, see :mod:`hub_router.search.sketch`, float32 ``(N,)``.
     """
 
     ids: np.ndarray
@@ -91,24 +93,29 @@ class GaussianIndex:
             limit (int): number of means to look up.
             epsilon (float): ridge.
             among (np.ndarray | None): catalog ids to which the search is confined; every mean of theirs is then
-                compared. Without it, a large index is searched in a sixteenth of its cells.
+                compared. Without it, a large index is searched in a twelfth of its cells.
 
         Returns:
             Shortlist: at most ``limit`` adapters.
         """
         probed = max(PROBED_LEAST, getattr(self.means, "nlist", 0) // PROBED_SHARE)
         ids, lengths = look_up(self.means, query, limit, probed, among)
-        return self._ordered(ids, lengths, self.coarse, query @ self.axes, epsilon)
-
-    def refine(self, proposed: Shortlist, query: np.ndarray, epsilon: float) -> Shortlist:
-        """The same adapters in the order of their fine estimates; arguments as for :meth:`propose`."""
-        return self._ordered(proposed.ids, proposed.lengths, self.fine, query, epsilon)
-
-    def _ordered(
-        self, ids: np.ndarray, lengths: np.ndarray, sketches: Sketches, query: np.ndarray, epsilon: float
-    ) -> Shortlist:
-        estimated = estimates(sketches, np.searchsorted(self.ids, ids), lengths, query, epsilon)
+        places = np.searchsorted(self.ids, ids)
+        estimated = estimates(self.coarse, places, lengths, query @ self.axes, epsilon)
         return Shortlist(ids, lengths, estimated).only(np.argsort(estimated, kind="stable"))
+
+    def refined(self, proposed: Shortlist, query: np.ndarray, epsilon: float) -> np.ndarray:
+        """Fine estimates of proposals, in their order.
+
+        Args:
+            proposed (Shortlist): from :meth:`propose`.
+            query (np.ndarray): z, float32 ``(D,)``.
+            epsilon (float): ridge.
+
+        Returns:
+            np.ndarray: float32 ``(N,)``.
+        """
+        return estimates(self.fine, np.searchsorted(self.ids, proposed.ids), proposed.lengths, query, epsilon)
 
 
 def refresh_gaussian_index(store: Store, index_dir: Path, encoder: str) -> bool:
@@ -278,13 +285,24 @@ def _updated(
     remove(means, leaving)
     means.add_with_ids(rows, entering)
     merged = _new_sketches(len(ids), before.fine.factors, state.dimension, new)
-    fresh = np.isin(ids, entering)
-    kept = np.searchsorted(before.ids, ids[~fresh])
     for target, own, held in zip(merged, entered, (before.coarse, before.fine), strict=True):
-        for part in ("directions", "numbers"):
-            getattr(target, part)[fresh] = getattr(own, part)
-            getattr(target, part)[~fresh] = getattr(held, part)[kept]
+        _merge(target.directions, ids, (own.directions, entering), (held.directions, before.ids))
+        _merge(target.numbers, ids, (own.numbers, entering), (held.numbers, before.ids))
     return GaussianIndex(means, ids, before.axes, *merged), build.trained_rows, changed
+
+
+def _merge(
+    target: np.ndarray,
+    ids: np.ndarray,
+    entered: tuple[np.ndarray, np.ndarray],
+    held: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Fills an array with one row per id: from those that entered, each with its id, else from those held."""
+    for start in range(0, len(ids), _BLOCK):
+        own = ids[start : start + _BLOCK]
+        fresh = np.isin(own, entered[1])
+        target[start : start + _BLOCK][fresh] = entered[0][np.searchsorted(entered[1], own[fresh])]
+        target[start : start + _BLOCK][~fresh] = held[0][np.searchsorted(held[1], own[~fresh])]
 
 
 def _new_sketches(count: int, factors: int, dimension: int, new: NewArray) -> tuple[Sketches, Sketches]:

@@ -28,20 +28,21 @@ from hub_router.store.index_rows import embedding_rows
 from hub_router.store.session import Store
 
 EPSILON = 1e-5
-# Adapters that are compared by their coarse sketches: those with the nearest means, a hundredth of all but no fewer
-# than this.
-WIDE = 512
-WIDE_SHARE = 100
-# By the fine sketches those of them whose estimates come so close to the lowest, within these numbers; then exactly.
-COARSE_SLACK, FINE_SLACK = 0.5, 0.03
-NARROW_LEAST, NARROW = 16, 96
-LONGEST_LEAST, LONGEST = 2, 64
+# Adapters that are compared by their coarse sketches: those with the nearest means, this share of all but no fewer than
+# the number beside it.
+WIDE_SHARE, WIDE = 100, 512
+# By the fine sketches: so many at a time, until the coarse estimates of the others are too far above the best fine one,
+# and this share of all at most.
+STEP, MARGIN, NARROW_SHARE, NARROW = 32, 1.1, 200, 256
+# And exactly: those whose fine estimates come so close to the lowest; of so few adapters in all nothing is estimated.
+SLACK, LONGEST_LEAST, LONGEST = 0.03, 2, 64
 # How many times as many are looked at where filters will refuse some.
 _FILTERED = 4
 # Rounding to float16 moves the squared distance of unit vectors by less.
 _DISAGREEMENT = 1e-2
 # And 8 bits overstate what a sketch explains of it by less than this.
 _OVERSHOT = 0.1
+_TINY = 1e-6
 
 
 @dataclass(frozen=True)
@@ -208,19 +209,25 @@ def _closest(index: GaussianIndex, near: Shortlist, asked: _Question) -> Shortli
     """The proposals that are worth an exact score, by their fine sketches; None where a sketch cannot be true."""
     if len(near.ids) <= LONGEST:
         return near
-    limit = asked.limit
-    narrow = near.only(_within(near, COARSE_SLACK, limit + NARROW_LEAST, max(NARROW, 2 * limit)))
-    fine = index.refine(narrow, asked.query.astype(np.float32), asked.epsilon)
-    # No more of a distance can be explained than there is.
-    if not (fine.estimates > -_OVERSHOT).all():
-        return None
-    return fine.only(_within(fine, FINE_SLACK, limit + LONGEST_LEAST, max(LONGEST, limit + LONGEST_LEAST)))
-
-
-def _within(near: Shortlist, slack: float, least: int, most: int) -> slice:
-    """The best, as many as come close to the lowest estimate."""
-    close = int(np.searchsorted(near.estimates, near.estimates[0] * (1 + slack), side="right"))
-    return slice(min(max(close, least), most))
+    most = min(len(near.ids), max(NARROW, index.rows // NARROW_SHARE, 2 * asked.limit))
+    query = asked.query.astype(np.float32)
+    fine = np.empty(most, dtype=np.float32)
+    done, overstated = 0, 1.0
+    while done < most:
+        step = slice(done, min(max(done + STEP, asked.limit), most))
+        fine[step] = index.refined(near.only(step), query, asked.epsilon)
+        done = step.stop
+        # No more of a distance can be explained than there is.
+        if not (fine[step] > -_OVERSHOT).all():
+            return None
+        overstated = max(overstated, float((near.estimates[step] / np.maximum(fine[step], _TINY)).max()))
+        last = np.partition(fine[:done], asked.limit - 1)[asked.limit - 1] if done >= asked.limit else np.inf
+        if done < most and near.estimates[done] > MARGIN * overstated * last:
+            break
+    order = np.argsort(fine[:done], kind="stable")
+    close = int((fine[:done] <= fine[order[0]] * (1 + SLACK)).sum())
+    least = asked.limit + LONGEST_LEAST
+    return near.only(order[: min(max(close, least), max(LONGEST, least))])
 
 
 def _exact(session: Session, state: EmbeddingState, asked: _Question, chosen: Shortlist) -> dict[int, float] | None:

@@ -135,6 +135,29 @@ def test_integer_tensors_in_safetensors(tmp_path: Path) -> None:
     assert "'a' has dtype int8, expected one of float32" in reason(tmp_path / "adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("shift", range(8))
+def test_safetensors_are_read_as_their_own_library_reads_them(tmp_path: Path, shift: int) -> None:
+    """Of any shape, and wherever in the file the data begin: headers end on a multiple of 8 by custom alone."""
+    generator = torch.Generator().manual_seed(shift)
+    shapes: list[tuple[int, ...]] = [(), (5,), (3, 4), (2, 3, 1), (1, 1)]
+    dtypes = (torch.float32, torch.bfloat16, torch.float64, torch.float16)
+    stored = {
+        f"{dtype} {shape}": torch.randn(shape, generator=generator).to(dtype) for shape in shapes for dtype in dtypes
+    }
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(stored, file)
+    content = file.read_bytes()
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    header = content[8:end].rstrip() + b" " * (8 + shift)
+    file.write_bytes(struct.pack("<Q", len(header)) + header + content[end:])
+    read = load_tensors(file)
+    assert read.keys() == stored.keys()
+    for name, tensor in stored.items():
+        assert (read[name].dtype, read[name].shape) == (tensor.dtype, tensor.shape)
+        assert read[name].is_contiguous()
+        assert torch.equal(read[name], tensor)
+
+
 def test_folders_without_weights_say_what_they_hold(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedAdapterError, match=r"expected adapter_model\.safetensors or adapter_model\.bin$"):
         find_weights(tmp_path, "LORA")
