@@ -36,7 +36,7 @@ VOCABULARY = ("Review", ":", "a", "warm", ",", "funny", "film", ".", "Is", "it",
 DRIVER = """
 import json, shlex, sys, traceback
 from hub_router.cli import main
-report = []
+report, names = [], {"__name__": "__main__"}
 for line in json.load(open(sys.argv[1])):
     if line["kind"] == "bash":
         try:
@@ -46,7 +46,7 @@ for line in json.load(open(sys.argv[1])):
             status = stop.code or 0
         report.append([line["text"], status])
     else:
-        exec(compile(line["text"], "README.md", "exec"), {"__name__": "__main__"})
+        exec(compile(line["text"], "README.md", "exec"), names)
         report.append(["python", 0])
 json.dump(report, open(sys.argv[2], "w"))
 """

@@ -72,7 +72,7 @@ def make_updates(
     updates = {}
     for name, state in prepared.items():
         adapted = need_linear_map(model, name)
-        if adapted.weight.is_meta:
+        if adapted.device.type == "meta":
             raise MissingError(
                 f"module {name}: the base model's weight is on the meta device (offloaded, or not loaded); "
                 "load the base model onto a real device first"

@@ -111,6 +111,12 @@ def _add_update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             "as from torch.nn.Linear; leave adapters of this module out"
         )
     x = args[0] if args else next(iter(kwargs.values()))
+    # A module of a model that is spread over devices, or a quantised one, sees to its input by itself.
+    A = routed.whole.A
+    if x.device != A.device:
+        x = x.to(A.device)
+    if x.dtype != A.dtype and x.is_floating_point():
+        x = x.to(A.dtype)
     base = None
     if routed.has_gains:
         bias = getattr(module, "bias", None)

@@ -141,7 +141,7 @@ class RoutedUpdate(nn.Module):
         self.ran: set[int] | None = None
         self.state_names = tuple(prepared.tensors)
         # Saved as computed: from weights that were rounded since, they could not be computed again.
-        self.computed_gains, shifts = _gains(prepared, adapted.weight), _shifts(bank)
+        self.computed_gains, shifts = _gains(prepared, adapted), _shifts(bank)
         self.has_gains, self.has_shifts = self.computed_gains is not None, shifts is not None
         tensors = {
             "A": bank.A,
@@ -167,7 +167,7 @@ class RoutedUpdate(nn.Module):
 
     def _put(self, tensors: Mapping[str, torch.Tensor | None], adapted: LinearMap) -> None:
         """Register the tensors where the linear map is, in its dtype."""
-        device, dtype = adapted.weight.device, adapted.weight.dtype
+        device, dtype = adapted.device, adapted.dtype
         for name, tensor in tensors.items():
             if tensor is None:
                 self.register_buffer(name, None, persistent=False)
@@ -308,12 +308,13 @@ def note_run(update: RoutedUpdate) -> None:
     update.ran.add(threading.get_ident())
 
 
-def _gains(prepared: Prepared, weight: torch.Tensor) -> torch.Tensor | None:
+def _gains(prepared: Prepared, adapted: LinearMap) -> torch.Tensor | None:
     """DoRA's gain of every candidate ``(C, D_out)``, 1 for plain LoRA; None where nobody is DoRA."""
     bank = prepared.bank
     magnitudes = [None if (extra := bank.extras.get(e)) is None else extra.magnitude for e in bank.experts]
     if prepared.gains is not None or all(each is None for each in magnitudes):
         return prepared.gains
+    weight = adapted.weight
     ones = torch.ones(bank.d_out, device=weight.device, dtype=torch.promote_types(bank.B.dtype, torch.float32))
     return torch.stack(
         [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,29 +19,55 @@ class LinearMap:
     """A module as a linear map; a view, nothing is copied.
 
     Args:
-        module (nn.Module): ``nn.Linear``, GPT-2's ``Conv1D`` or ``nn.Embedding``.
+        module (nn.Module): ``nn.Linear``, one that bitsandbytes quantised, GPT-2's ``Conv1D`` or ``nn.Embedding``.
         lookup (bool): the input is token ids, which stand for one-hot vectors.
+        computes (torch.dtype | None): the dtype of a quantised module's inputs; None where it is the weight's.
     """
 
     module: nn.Module
     lookup: bool
+    computes: torch.dtype | None = None
 
     @property
     def weight(self) -> torch.Tensor:
-        """``(D_out, D_in)``, in the module's dtype."""
-        weight = self.module.weight
-        assert isinstance(weight, torch.Tensor)
+        """``(D_out, D_in)``, in the module's dtype; of a quantised module a new tensor in full precision."""
+        if is_quantised(self.module):
+            return _dequantised(self.module)
+        weight = self._stored
         return weight.mT if self.lookup or isinstance(self.module, Conv1D) else weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return self._stored.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of its inputs, and of what is added to its outputs."""
+        return self._stored.dtype if self.computes is None else self.computes
 
     @property
     def d_in(self) -> int:
         """Input width; the vocabulary of an embedding."""
-        return self.weight.shape[1]
+        return self._widths[1]
 
     @property
     def d_out(self) -> int:
         """Output width."""
-        return self.weight.shape[0]
+        return self._widths[0]
+
+    @property
+    def _stored(self) -> torch.Tensor:
+        weight = self.module.weight
+        assert isinstance(weight, torch.Tensor)
+        return weight
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        if isinstance(self.module, nn.Linear):
+            return self.module.out_features, self.module.in_features
+        height, width = self._stored.shape
+        return width, height
 
 
 def linear_map(module: nn.Module) -> LinearMap | str:
@@ -65,8 +92,11 @@ def linear_map(module: nn.Module) -> LinearMap | str:
         found = LinearMap(module, lookup=False)
     else:
         return f"got {kind}, expected torch.nn.Linear, transformers' Conv1D or torch.nn.Embedding"
-    if found.weight.dtype not in FLOAT_DTYPES:
-        return f"the model's weight is {found.weight.dtype}, expected a floating-point base model, not a quantised one"
+    if found.dtype not in FLOAT_DTYPES and not is_quantised(module):
+        return (
+            f"the model's weight is {found.dtype}, expected a floating-point base model, or one that "
+            "bitsandbytes quantised"
+        )
     return found
 
 
@@ -86,4 +116,30 @@ def need_linear_map(model: nn.Module, name: str) -> LinearMap:
     found = linear_map(model.get_submodule(name))
     if isinstance(found, str):
         raise IncompatibleAdaptersError(type(model).__name__, [f"module {name}: {found}"])
-    return found
+    if not is_quantised(found.module):
+        return found
+    return replace(found, computes=next(each.dtype for each in model.parameters() if each.is_floating_point()))
+
+
+def is_quantised(module: nn.Module) -> bool:
+    """Whether bitsandbytes holds a module's weight in 4 or 8 bits.
+
+    Args:
+        module (nn.Module): any module of a model.
+
+    Returns:
+        bool: so.
+    """
+    return isinstance(module, nn.Linear) and type(module.weight).__module__.startswith("bitsandbytes.")
+
+
+def _dequantised(module: nn.Module) -> torch.Tensor:
+    """The weight that a quantised module multiplies by ``(D_out, D_in)``."""
+    from bitsandbytes import functional
+
+    weight: Any = module.weight
+    if type(weight).__name__ == "Params4bit":
+        return functional.dequantize_4bit(weight.data, weight.quant_state)
+    # Its first forward takes the scales from the weight.
+    scales = weight.SCB if weight.SCB is not None else module.state.SCB  # type: ignore[union-attr]
+    return functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device))

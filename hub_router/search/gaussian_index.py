@@ -26,8 +26,8 @@ from hub_router.store.gaussians import gaussian_marks, gaussian_rows, gaussian_s
 from hub_router.store.session import Store
 
 EXACT_ROWS = 2_000
-PROBED_SHARE = 12
-PROBED_LEAST = 8
+PROBED_SHARE = 8
+PROBED_LEAST = 24
 CHANGED_SHARE = 0.2
 # Gaussians that the axes of the coarse sketches are found from.
 AXES_FROM = 2_000
@@ -93,7 +93,7 @@ class GaussianIndex:
             limit (int): number of means to look up.
             epsilon (float): ridge.
             among (np.ndarray | None): catalog ids to which the search is confined; every mean of theirs is then
-                compared. Without it, a large index is searched in a twelfth of its cells.
+                compared. Without it, a large index is searched in an eighth of its cells.
 
         Returns:
             Shortlist: at most ``limit`` adapters.

@@ -30,17 +30,17 @@ from hub_router.store.session import Store
 EPSILON = 1e-5
 # Adapters that are compared by their coarse sketches: those with the nearest means, this share of all but no fewer than
 # the number beside it.
-WIDE_SHARE, WIDE = 100, 512
-# By the fine sketches: so many at a time, until the coarse estimates of the others are too far above the best fine one,
-# and this share of all at most.
+WIDE_SHARE, WIDE = 100, 448
+# By the fine sketches: so many at a time, until the coarse estimates of the others are too far above the fine one of
+# the last that is wanted, and this share of all at most.
 STEP, MARGIN, NARROW_SHARE, NARROW = 32, 1.1, 200, 256
-# And exactly: those whose fine estimates come so close to the lowest; of so few adapters in all nothing is estimated.
-SLACK, LONGEST_LEAST, LONGEST = 0.03, 2, 64
+# And exactly: those whose fine estimates come so close to that one; of so few adapters in all nothing is estimated.
+SLACK, LONGEST = 0.03, 64
 # How many times as many are looked at where filters will refuse some.
 _FILTERED = 4
 # Rounding to float16 moves the squared distance of unit vectors by less.
 _DISAGREEMENT = 1e-2
-# And 8 bits overstate what a sketch explains of it by less than this.
+# No more of a distance can be explained than there is, and 8 bits overstate it by less than this.
 _OVERSHOT = 0.1
 _TINY = 1e-6
 
@@ -212,22 +212,19 @@ def _closest(index: GaussianIndex, near: Shortlist, asked: _Question) -> Shortli
     most = min(len(near.ids), max(NARROW, index.rows // NARROW_SHARE, 2 * asked.limit))
     query = asked.query.astype(np.float32)
     fine = np.empty(most, dtype=np.float32)
-    done, overstated = 0, 1.0
-    while done < most:
+    done, overstated, last = 0, 1.0, np.inf
+    believable = bool((near.estimates > -_OVERSHOT).all())
+    while believable and done < most and near.estimates[done] < MARGIN * overstated * last:
         step = slice(done, min(max(done + STEP, asked.limit), most))
         fine[step] = index.refined(near.only(step), query, asked.epsilon)
+        believable = bool((fine[step] > -_OVERSHOT).all())
         done = step.stop
-        # No more of a distance can be explained than there is.
-        if not (fine[step] > -_OVERSHOT).all():
-            return None
         overstated = max(overstated, float((near.estimates[step] / np.maximum(fine[step], _TINY)).max()))
         last = np.partition(fine[:done], asked.limit - 1)[asked.limit - 1] if done >= asked.limit else np.inf
-        if done < most and near.estimates[done] > MARGIN * overstated * last:
-            break
-    order = np.argsort(fine[:done], kind="stable")
-    close = int((fine[:done] <= fine[order[0]] * (1 + SLACK)).sum())
-    least = asked.limit + LONGEST_LEAST
-    return near.only(order[: min(max(close, least), max(LONGEST, least))])
+    if not believable:
+        return None
+    close = int((fine[:done] <= last + SLACK * abs(last)).sum())
+    return near.only(np.argsort(fine[:done], kind="stable")[: min(close, max(LONGEST, asked.limit))])
 
 
 def _exact(session: Session, state: EmbeddingState, asked: _Question, chosen: Shortlist) -> dict[int, float] | None:

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from cli_world import TASKS, Run, save_adapter
 
+from hub_router.errors import HubRouterError
+from hub_router.hub import Hub
+
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_is_found_by_its_own_question(run_json: Callable[..., Any], task: str) -> None:
@@ -82,6 +85,12 @@ def test_search_by_likelihood_names_what_is_missing(run: Run) -> None:
     assert "hub-router samples add ADAPTER FILE" in done.stderr
     for wrong in (["--epsilon", "0.1"], ["--by", "likelihood", "--epsilon", "0"], ["--by", "length"]):
         assert wrong[-2] in run("search", "x", *wrong, status=2).stderr
+
+
+@pytest.mark.parametrize("wrong", [{"by": "length"}, {"epsilon": 0.1}, {"by": "likelihood", "epsilon": 0.0}])
+def test_hub_refuses_another_score_and_an_epsilon_without_one(home: Path, wrong: dict[str, Any]) -> None:
+    with Hub(home) as hub, pytest.raises(HubRouterError, match=r"--by NAME|--epsilon E"):
+        hub.search("x", **wrong)
 
 
 def test_search_before_index_names_it(run: Run, tmp_path: Any) -> None:

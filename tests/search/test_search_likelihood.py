@@ -373,6 +373,10 @@ def damage(pool: Pool, how: str) -> None:
             numbers = np.load(folder / "fine-numbers.npy")
             numbers[:, 0] *= 50
             np.save(folder / "fine-numbers.npy", numbers)
+        case "no numbers":
+            numbers = np.load(folder / "coarse-numbers.npy")
+            numbers[:] = np.nan
+            np.save(folder / "coarse-numbers.npy", numbers)
         case "no axes":
             (folder / "axes.npy").unlink()
         case "axes of another shape":
@@ -392,7 +396,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.parametrize("how", [*FAULTS, "noise in the numbers"])
+@pytest.mark.parametrize("how", [*FAULTS, "noise in the numbers", "no numbers"])
 def test_damaged_files_are_replaced(large: Pool, how: str) -> None:
     query = drawn(1, 10)[0, SAMPLES]
     best = large.best(query)
