@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from hub_router.composition.architecture import empty_model
+from hub_router.composition.assemble import stack
 from hub_router.composition.attach import need_unrouted
 from hub_router.composition.base_model import base_name, load_model, load_tokenizer
+from hub_router.composition.needs import check_needs
 from hub_router.composition.plan import TextEncoder
 from hub_router.composition.pool import AdapterSource, read_pool
 from hub_router.composition.routed import RoutedModel
@@ -70,6 +72,9 @@ def compose(
         path = str(model)
         # Only the weights themselves can be compared with those that came along.
         compared = any(adapter.copies or adapter.saved for adapter in pool)
+        if compared:
+            known, given, by = background.features, background.samples, background.encoder
+            check_needs(router, stack(pool), known, samples=given, encoder=by)
         held = load_model(path) if compared else empty_model(path)
         tokenizer = load_tokenizer(path) if tokenizer is None else tokenizer
         setup = make_setup(held, path, router, pool, unreadable, background, tokenizer)

@@ -2,41 +2,60 @@
 
 from __future__ import annotations
 
-from hub_router.composition.tasks import need_tasks
+from functools import partial
+
+from hub_router.composition.plan import TextEncoder
+from hub_router.composition.tasks import Samples, need_tasks
 from hub_router.errors import MethodError
 from hub_router.features import PoolFeatures
 from hub_router.lora.bank import AdapterBank
 from hub_router.routing.base import Router, SequenceRouter
 
 
-def check_needs(router: Router, bank: AdapterBank, features: PoolFeatures) -> None:
-    """Hold a method against a pool of the catalog: ranks, samples of every task, and the encoder.
+def check_needs(
+    router: Router,
+    bank: AdapterBank,
+    features: PoolFeatures,
+    *,
+    samples: Samples | None = None,
+    encoder: str | TextEncoder | None = None,
+    tokenizer: bool = True,
+) -> None:
+    """Hold a method against a pool: ranks, samples of every task, the encoder and the tokenizer.
 
     Args:
         router (Router): the method.
         bank (AdapterBank): the pool, stacked.
-        features (PoolFeatures): what the catalog knows of the adapters.
+        features (PoolFeatures): what a catalog knows of the adapters.
+        samples (Mapping[str, Sequence[str]] | None): sample inputs by adapter, where the features lack its Gaussian.
+        encoder (str | TextEncoder | None): sentence encoder; None takes the one of the features, or the default one.
+        tokenizer (bool): whether there is, or will be, a tokenizer to read the model's inputs with.
 
     Raises:
         MethodError: lists the adapters of ranks that it cannot merge, those without enough samples, and whatever else
             it lacks.
     """
     faults = []
-    for check in (_ranks, _tasks, _enough_samples):
+    checks = (
+        partial(router.check, bank),
+        partial(
+            need_tasks,
+            router,
+            bank.adapters,
+            features=features,
+            samples=samples or {},
+            encoder=encoder or features.encoder,
+            tokenizer=tokenizer,
+        ),
+        partial(_enough_samples, router, bank, features),
+    )
+    for check in checks:
         try:
-            check(router, bank, features)
+            check()
         except MethodError as error:
             faults.append(str(error))
     if faults:
         raise MethodError("\n".join(faults))
-
-
-def _ranks(router: Router, bank: AdapterBank, _features: PoolFeatures) -> None:
-    router.check(bank)
-
-
-def _tasks(router: Router, bank: AdapterBank, features: PoolFeatures) -> None:
-    need_tasks(router, bank.adapters, features=features, samples={}, encoder=features.encoder, tokenizer=True)
 
 
 def _enough_samples(router: Router, bank: AdapterBank, features: PoolFeatures) -> None:

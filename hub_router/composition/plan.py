@@ -21,10 +21,14 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from hub_router.errors import RoutedStateError
+from hub_router.errors import MethodError, RoutedStateError
 from hub_router.routing.base import SequenceRouter
 
 # Sequences whose plans are remembered; scoring the same prompts again then asks the encoder nothing.
+# How far from 1 the length of a unit vector in half precision may be.
+_UNIT = 1e-2
+# Label of the tokens that the loss leaves out, such as those of the prompt.
+_NO_LABEL = -100
 _REMEMBERED = 4096
 # Where a model takes its cache, and gives it back; and where a cache keeps the plan of what it holds.
 _CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
@@ -120,6 +124,8 @@ class Planner:
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.handles: list[RemovableHandle] = []
+        # What a user put in the place of the model's own generate.
+        self.own_generate: Any = None
         # Caches are marked by it: another planner would decide otherwise, or over another pool.
         self.identity = uuid.uuid4().hex
         # By thread: what runs in one says nothing about the text that another one reads.
@@ -193,7 +199,7 @@ class Planner:
 
     def _decide(self, text: str) -> dict[str, torch.Tensor]:
         """The rows of one text, which is embedded alone: beside others its vector would be rounded otherwise."""
-        embedding = torch.as_tensor(np.asarray(self.encoder.encode([text]), dtype=np.float64))
+        embedding = torch.from_numpy(embed(self.encoder, [text]))
         return {name: row[0] for name, row in self.router.plan(self.state, embedding, [seed_of(text)]).items()}
 
     def before_forward(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -208,7 +214,8 @@ class Planner:
         """
         ids = args[0] if args and isinstance(args[0], torch.Tensor) else kwargs.get("input_ids")
         if not self.held:
-            self.plan = self._begin(ids, kwargs.get("attention_mask"), _caches(kwargs))
+            mask = _before_answers(ids, kwargs.get("attention_mask"), kwargs.get("labels"))
+            self.plan = self._begin(ids, mask, _caches(kwargs))
         plan = self.plan
         assert plan is not None
         keys = ("decoder_input_ids", "inputs_embeds")
@@ -270,6 +277,30 @@ class Planner:
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
 
 
+def embed(encoder: TextEncoder, texts: Sequence[str]) -> np.ndarray:
+    """Vectors of texts, which are what the methods take them for.
+
+    Args:
+        encoder (TextEncoder): the sentence encoder.
+        texts (Sequence[str]): what to embed.
+
+    Returns:
+        np.ndarray: float64 ``(N, D)``, rows of unit length.
+
+    Raises:
+        MethodError: they are of another length, or no numbers.
+    """
+    vectors = np.asarray(encoder.encode(list(texts)), dtype=np.float64)
+    lengths = np.linalg.norm(vectors, axis=-1) if vectors.ndim == 2 else np.zeros(1)
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) < _UNIT))
+    if vectors.shape[:1] != (len(texts),) or wrong.size:
+        raise MethodError(
+            f"sentence encoder {encoder.name!r} gave an array of shape {vectors.shape} for {len(texts)} texts, with "
+            f"rows of length {lengths[wrong[:1]].tolist()}; expected one row of unit length per text"
+        )
+    return vectors
+
+
 def seed_of(text: str) -> int:
     """A number that depends on a sequence's text alone, so that it draws alike in every batch."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
@@ -283,6 +314,7 @@ def install(model: nn.Module, planner: Planner) -> None:
         planner (Planner): shared by the model's updates.
     """
     if hasattr(type(model), "generate"):
+        planner.own_generate = vars(model).get("generate")
         model.generate = partial(_generate, planner, model)  # type: ignore[assignment]
     planner.handles.append(model.register_forward_pre_hook(partial(_before, planner), with_kwargs=True))
     planner.handles.append(model.register_forward_hook(partial(_after, planner), with_kwargs=True, always_call=True))
@@ -295,13 +327,21 @@ def uninstall(model: nn.Module, planner: Planner) -> None:
         model (nn.Module): the routed model.
         planner (Planner): installed on it, or not any more.
     """
+    if not planner.handles:
+        return
     vars(model).pop("generate", None)
+    if planner.own_generate is not None:
+        model.generate = planner.own_generate
+        planner.own_generate = None
     while planner.handles:
         planner.handles.pop().remove()
 
 
 @torch.compiler.disable
-def _before(planner: Planner, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _before(planner: Planner, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        # Its labels are the decoder's, and no part of the text that is read.
+        kwargs = {**kwargs, "labels": None}
     planner.before_forward(args, kwargs)
 
 
@@ -319,7 +359,22 @@ def _generate(planner: Planner, model: Any, inputs: torch.Tensor | None = None, 
             "choose a token-level method, such as arrow"
         )
     with planner.holding(ids, kwargs.get("attention_mask")):
+        if planner.own_generate is not None:
+            return planner.own_generate(inputs, *args, **kwargs)
         return type(model).generate(model, inputs, *args, **kwargs)
+
+
+def _before_answers(
+    ids: torch.Tensor | None, mask: torch.Tensor | None, labels: torch.Tensor | None
+) -> torch.Tensor | None:
+    """The mask without the answers, where labels say which tokens are learned; a plan must not know them beforehand.
+
+    A text that is learned as a whole, or labels of a decoder, leave the mask as it is.
+    """
+    if ids is None or labels is None or labels.shape != ids.shape:
+        return mask
+    given = (torch.ones_like(ids) if mask is None else mask.to(ids)) * (labels == _NO_LABEL)
+    return torch.where(given.any(-1, keepdim=True), given, torch.ones_like(ids) if mask is None else mask.to(ids))
 
 
 def _caches(named: Mapping[str, Any]) -> list[Any]:

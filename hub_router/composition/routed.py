@@ -22,7 +22,7 @@ from hub_router.composition.setup import Background, Setup, install, make_setup
 from hub_router.composition.tasks import Samples
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
-from hub_router.errors import HubRouterError, IncompatibleAdaptersError, MethodError, RoutedStateError
+from hub_router.errors import ArtifactError, HubRouterError, IncompatibleAdaptersError, MethodError, RoutedStateError
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.routing.base import Router, SequenceRouter
 from hub_router.routing.registry import create
@@ -234,6 +234,11 @@ class RoutedModel:
             from hub_router.encoder import load_encoder
 
             encoder = load_encoder(saved.plan.encoder)
+        if saved.plan is not None and encoder is not None and encoder.name != saved.plan.encoder:
+            raise ArtifactError(
+                f"{folder} was composed with the sentence encoder {saved.plan.encoder!r}, got {encoder.name!r}; its "
+                "vectors say nothing about the samples in there"
+            )
         if model is None or isinstance(model, str | Path):
             moved = None if model is None else str(model)
             model = restore_base(saved.base, saved.buffers, folder, device, moved)

@@ -11,13 +11,16 @@ from torch import nn
 
 from hub_router.composition.assemble import make_updates, prepare, stack
 from hub_router.composition.attach import attach, detach
+from hub_router.composition.needs import check_needs
 from hub_router.composition.plan import Planner, TextEncoder
 from hub_router.composition.pool import check_pool
 from hub_router.composition.saved import Replacement, SavedPlan
-from hub_router.composition.tasks import Samples, Tasks, find_tasks, make_planner, need_tasks
+from hub_router.composition.tasks import Samples, Tasks, find_tasks, make_planner
+from hub_router.errors import MethodError
 from hub_router.features import PoolFeatures
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.bank import AdapterBank
+from hub_router.lora.reader import without_collections
 from hub_router.routing.base import Prepared, Router
 
 _LOG = logging.getLogger(__name__)
@@ -46,7 +49,15 @@ class Background:
 
         Returns:
             Background: of the same adapters.
+
+        Raises:
+            MethodError: samples are no lists of texts; names every adapter.
         """
+        wrong = [name for name, texts in (samples or {}).items() if not _is_texts(texts)]
+        if wrong:
+            raise MethodError(
+                f"samples must be a list of texts for each adapter, got something else for: {', '.join(wrong)}"
+            )
         given = {name: tuple(texts) for name, texts in (samples or {}).items()}
         gaussians = {name: each for name, each in self.features.gaussians.items() if name not in given}
         return Background(
@@ -143,12 +154,12 @@ def make_setup(
     """
     names = [adapter.name for adapter in pool]
     members = router.members(names)
-    plan = check_pool(model, base, pool, unreadable, members)
-    bank = stack(pool)
-    router.check(bank)
+    with without_collections():
+        plan = check_pool(model, base, pool, unreadable, members)
+        bank = stack(pool)
     features, samples, encoder = background.features, background.samples, background.encoder
     readable = tokenizer is not None
-    need_tasks(router, names, features=features, samples=samples, encoder=encoder, tokenizer=readable)
+    check_needs(router, bank, features, samples=samples, encoder=encoder, tokenizer=readable)
     tasks = find_tasks(router, names, features=features, samples=samples, encoder=encoder)
     planner = make_planner(router, bank, tasks, tokenizer)
     return Setup(
@@ -183,6 +194,10 @@ def install(model: nn.Module, setup: Setup) -> Replacement:
         replacement.restore()
         raise
     return replacement
+
+
+def _is_texts(texts: Any) -> bool:
+    return isinstance(texts, Sequence) and not isinstance(texts, str) and all(isinstance(text, str) for text in texts)
 
 
 def _notes(pool: Sequence[LoraAdapter], bank: AdapterBank, members: Sequence[str]) -> list[str]:

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from hub_router.composition.plan import Planner, TextEncoder
+from hub_router.composition.plan import Planner, TextEncoder, embed
 from hub_router.errors import EncoderUnavailableError, MethodError
 from hub_router.features import PoolFeatures
 from hub_router.gaussian import Gaussian, fit
@@ -109,7 +107,7 @@ def find_tasks(
             gaussians.append(known[each])
         else:
             texts = list(dict.fromkeys(samples[each]))[:SAMPLES]
-            gaussians.append(fit(np.asarray(encoder.encode(texts))))
+            gaussians.append(fit(embed(encoder, texts)))
     return Tasks(gaussians, encoder)
 
 

@@ -86,7 +86,7 @@ def read_adapters(folders: Sequence[tuple[Path, str]]) -> list[LoraAdapter | Uns
     """
     found: list[LoraAdapter | UnsupportedAdapterError] = []
     hashes: dict[int, Future[str]] = {}
-    with _without_collections(), ThreadPoolExecutor(1) as hasher:
+    with without_collections(), ThreadPoolExecutor(1) as hasher:
         for path, name in folders:
             try:
                 with _reading():
@@ -147,8 +147,14 @@ def _read(path: Path, name: str, shown: int | None = None) -> tuple[LoraAdapter,
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
-    """Nothing that reading makes is garbage in cycles, and each search for some looks at all objects of the process."""
+def without_collections() -> Iterator[None]:
+    """Put Python's search for garbage in cycles off: where many tensors are made that stay, it costs more than they do.
+
+    Each search looks at all objects of the process, and many new ones bring on several.
+
+    Yields:
+        None: while it is off.
+    """
     if not gc.isenabled():
         yield
         return

@@ -31,11 +31,12 @@ EPSILON = 1e-5
 # Adapters that are compared by their coarse sketches: those with the nearest means, this share of all but no fewer than
 # the number beside it.
 WIDE_SHARE, WIDE = 100, 448
-# By the fine sketches: so many at a time, until the coarse estimates of the others are too far above the fine one of
-# the last that is wanted, and this share of all at most.
+# By the fine sketches: so many at a time, until the coarse estimates of the others are too far above the best fine one,
+# and this share of all at most.
 STEP, MARGIN, NARROW_SHARE, NARROW = 32, 1.1, 200, 256
-# And exactly: those whose fine estimates come so close to that one; of so few adapters in all nothing is estimated.
-SLACK, LONGEST = 0.03, 64
+# And exactly: those whose fine estimates come so close to the best, and some beyond the limit. Of so few adapters in
+# all nothing is estimated.
+SLACK, SPARE, LONGEST = 0.03, 2, 64
 # How many times as many are looked at where filters will refuse some.
 _FILTERED = 4
 # Rounding to float16 moves the squared distance of unit vectors by less.
@@ -110,8 +111,8 @@ def likeliest(
         epsilon (float): what is added to the variance in every direction, above 0.
 
     Returns:
-        list[Likelihood]: by score, equal scores by catalog id. Among more than 64 adapters one may be missed whose
-        mean or sketch is far from the input.
+        list[Likelihood]: by score, equal scores by catalog id. Among more than 64 adapters one may be missed whose mean
+        is far from the input, and of several those after the first that score nearly alike.
 
     Raises:
         NotInCatalogError: the catalog is empty, or holds no Gaussians of this encoder; says what is missing.
@@ -212,19 +213,20 @@ def _closest(index: GaussianIndex, near: Shortlist, asked: _Question) -> Shortli
     most = min(len(near.ids), max(NARROW, index.rows // NARROW_SHARE, 2 * asked.limit))
     query = asked.query.astype(np.float32)
     fine = np.empty(most, dtype=np.float32)
-    done, overstated, last = 0, 1.0, np.inf
+    done, overstated, lowest = 0, 1.0, np.inf
     believable = bool((near.estimates > -_OVERSHOT).all())
-    while believable and done < most and near.estimates[done] < MARGIN * overstated * last:
-        step = slice(done, min(max(done + STEP, asked.limit), most))
+    while believable and done < most and near.estimates[done] < MARGIN * overstated * lowest:
+        step = slice(done, min(max(done + STEP, 2 * asked.limit), most))
         fine[step] = index.refined(near.only(step), query, asked.epsilon)
         believable = bool((fine[step] > -_OVERSHOT).all())
         done = step.stop
         overstated = max(overstated, float((near.estimates[step] / np.maximum(fine[step], _TINY)).max()))
-        last = np.partition(fine[:done], asked.limit - 1)[asked.limit - 1] if done >= asked.limit else np.inf
+        lowest = min(lowest, float(fine[step].min()))
     if not believable:
         return None
-    close = int((fine[:done] <= last + SLACK * abs(last)).sum())
-    return near.only(np.argsort(fine[:done], kind="stable")[: min(close, max(LONGEST, asked.limit))])
+    close = int((fine[:done] <= lowest + SLACK * abs(lowest)).sum())
+    least = asked.limit + (SPARE if asked.limit > 1 else 0)
+    return near.only(np.argsort(fine[:done], kind="stable")[: min(max(close, least), max(LONGEST, least))])
 
 
 def _exact(session: Session, state: EmbeddingState, asked: _Question, chosen: Shortlist) -> dict[int, float] | None:

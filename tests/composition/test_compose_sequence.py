@@ -18,7 +18,7 @@ from transformers import StaticCache
 
 from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
-from hub_router.errors import EncoderUnavailableError, MethodError, RoutedStateError
+from hub_router.errors import ArtifactError, EncoderUnavailableError, MethodError, RoutedStateError
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "retriever": ("retriever", {"top_k": 2}),
@@ -401,3 +401,53 @@ def test_inputs_without_text_are_refused(routed: RoutedModel) -> None:
     routed(input_ids=ids)
     with pytest.raises(RoutedStateError, match="call the whole model, not a part of it"):
         routed.model.model(input_ids=ids)
+
+
+def test_labelled_answers_are_no_part_of_the_text(routed: RoutedModel) -> None:
+    """In training and scoring with labels, the plan is that of the prompt, whatever the answer."""
+    prompt = encoded(routed, PROMPTS[:1])["input_ids"]
+    _, alone = read(routed, {"input_ids": prompt})
+    for answer in PROMPTS[1:3]:
+        ids = torch.cat([prompt, encoded(routed, [answer])["input_ids"]], dim=1)
+        labels = ids.clone()
+        labels[:, : prompt.shape[1]] = -100
+        _, weights = read(routed, {"input_ids": ids, "labels": labels})
+        assert_close(weights[:, : prompt.shape[1]], alone)
+    _, whole = read(routed, {"input_ids": ids, "labels": ids})
+    assert_close(whole, read(routed, {"input_ids": ids})[1])
+
+
+def test_an_encoder_has_to_give_unit_vectors(folders: dict[str, Path], tokenizer: Any) -> None:
+    class Broken:
+        name = "broken"
+
+        def encode(self, texts: list[str]) -> torch.Tensor:
+            return 3 * torch.ones(len(texts), 4)
+
+    samples = dict(zip(folders, SAMPLES.values(), strict=False))
+    with pytest.raises(MethodError, match=r"'broken'.*\(4, 4\) for 4 texts.*unit length"):
+        compose(llama(), folders, "hilora", tokenizer=tokenizer, samples=samples, encoder=Broken())
+    with pytest.raises(MethodError, match=r"samples must be a list of texts.*: attention"):
+        compose(llama(), folders, "hilora", tokenizer=tokenizer, samples={**samples, "attention": "one"})
+
+
+def test_another_encoder_than_the_saved_one_is_refused(routed: RoutedModel, tmp_path: Path) -> None:
+    routed.save(tmp_path / "saved")
+    other = copy.copy(offline_encoder())
+    object.__setattr__(other, "name", "other")
+    with pytest.raises(ArtifactError, match=r"'offline', got 'other'"):
+        RoutedModel.load(tmp_path / "saved", encoder=other)
+
+
+def test_a_generate_of_the_users_own_is_used_and_given_back(folders: dict[str, Path], tokenizer: Any) -> None:
+    model, calls = llama(), []
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs)
+        return type(model).generate(model, *args, **kwargs)
+
+    model.generate = own
+    routed = composed(model, folders, tokenizer, METHODS["hilora-gs"])
+    generated(routed, PROMPTS[:1])
+    assert len(calls) == 1
+    assert routed.detach().generate is own
