@@ -74,6 +74,7 @@ def test_every_dependency_is_imported_and_pinned() -> None:
         "faiss-cpu": "faiss",
         "huggingface-hub": "huggingface_hub",
         "pyyaml": "yaml",
+        "scikit-learn": "sklearn",
         "sentence-transformers": "sentence_transformers",
     }
     source = "\n".join(path.read_text() for path in (ROOT / "hub_router").rglob("*.py"))

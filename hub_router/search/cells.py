@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 
 
-def laid_out(rows: np.ndarray, numbers: np.ndarray, metric: int, exact_rows: int) -> Any:
+def laid_out(rows: np.ndarray, numbers: np.ndarray, metric: int, exact_rows: int, finer: float = 0.0) -> Any:
     """An index of all rows.
 
     Args:
@@ -16,6 +16,7 @@ def laid_out(rows: np.ndarray, numbers: np.ndarray, metric: int, exact_rows: int
         numbers (np.ndarray): what search gives for each row, int64 ``(N,)``.
         metric (int): ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
         exact_rows (int): up to so many rows are compared one by one.
+        finer (float): how often the number of cells, about the square root of that of rows, is doubled.
 
     Returns:
         Any: FAISS index.
@@ -26,11 +27,11 @@ def laid_out(rows: np.ndarray, numbers: np.ndarray, metric: int, exact_rows: int
     if count <= exact_rows:
         vectors = faiss.IndexIDMap2(flat)
     else:
-        cells = 2 ** round(np.log2(count) / 2)
+        cells = 2 ** round(np.log2(count) / 2 + finer)
         # Half the bytes at errors below 1e-4; ranking scores what is found anew.
         half = faiss.ScalarQuantizer.QT_fp16
         vectors = faiss.IndexIVFScalarQuantizer(flat, dimension, cells, half, metric, False)
-        vectors.cp.niter, vectors.cp.seed = 8, 0
+        vectors.cp.niter, vectors.cp.seed, vectors.cp.min_points_per_centroid = 8, 0, 1
         picked = np.random.default_rng(0).choice(count, min(count, 40 * cells), replace=False)
         vectors.train(rows[np.sort(picked)])
     vectors.add_with_ids(rows, numbers)
