@@ -127,7 +127,7 @@ def fill(store: Store, adapters: int, tasks: Tasks) -> np.ndarray:
                     for place, n in enumerate(numbers)
                 ],
             )
-        held_out += list(inputs[: max(1, QUERIES // 2 * BLOCK // adapters), SAMPLES])
+        held_out += list(inputs[: max(1, QUERIES // 2 * BLOCK // adapters), SAMPLES].copy())
     return np.stack(held_out[: QUERIES // 2])
 
 
