@@ -30,10 +30,10 @@ from hub_router.store.session import Store
 EPSILON = 1e-5
 # Adapters that are compared by their coarse sketches: those with the nearest means, this share of all but no fewer than
 # the number beside it.
-WIDE_SHARE, WIDE = 100, 448
+WIDE_SHARE, WIDE = 100, 512
 # By the fine sketches: so many at a time, until the coarse estimates of the others are too far above the best fine one,
 # and this share of all at most.
-STEP, MARGIN, NARROW_SHARE, NARROW = 32, 1.1, 200, 256
+STEP, MARGIN, NARROW_SHARE, NARROW = 32, 1.15, 200, 256
 # And exactly: those whose fine estimates come so close to the best, and some beyond the limit. Of so few adapters in
 # all nothing is estimated.
 SLACK, SPARE, LONGEST = 0.03, 2, 64

@@ -105,8 +105,8 @@ def estimates(
     products = np.empty((len(places), sketches.factors), dtype=np.float32)
     block = max(1, _PRODUCT // (sketches.factors * len(query)))
     for start in range(0, len(places), block):
-        directions = sketches.directions[places[start : start + block]]
-        products[start : start + block] = directions.astype(np.float32) @ query
+        directions = sketches.directions[places[start : start + block]].reshape(-1, len(query))
+        products[start : start + block].reshape(-1)[:] = directions.astype(np.float32) @ query
     steps, offsets, variances = sketches.numbers[places].swapaxes(0, 1)  # [N, K] each
     explained = np.square(products * steps - offsets) * (variances / (variances + epsilon))
     return lengths - explained.sum(axis=-1) + epsilon * np.log(1 + variances / epsilon).sum(axis=-1)

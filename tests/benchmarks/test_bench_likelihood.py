@@ -10,6 +10,8 @@ pool, half are inputs of tasks that no adapter was trained on.
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,7 +35,7 @@ SAMPLES = 20
 SPREAD = 48
 PER_TOPIC = 100
 BLOCK = 500
-QUERIES = 200
+QUERIES = 1_000
 ENCODER = "synthetic"
 
 
@@ -105,8 +107,9 @@ def fitted(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fill(store: Store, adapters: int, tasks: Tasks) -> np.ndarray:
-    """Ready adapters with a Gaussian each; a further input of the first task of every block."""
+    """Ready adapters with a Gaussian each; a further input of the first tasks of every block."""
     held_out = []
+    asked = -(-QUERIES // 2 * BLOCK // adapters)
     with store.write() as session:
         session.execute(insert(EncoderState).values(encoder=ENCODER, dimension=DIMENSION, gaussian_generation=1))
     for block, first in enumerate(range(1, adapters + 1, BLOCK)):
@@ -127,8 +130,8 @@ def fill(store: Store, adapters: int, tasks: Tasks) -> np.ndarray:
                     for place, n in enumerate(numbers)
                 ],
             )
-        held_out += list(inputs[: max(1, QUERIES // 2 * BLOCK // adapters), SAMPLES].copy())
-    return np.stack(held_out[: QUERIES // 2])
+        held_out.append(inputs[:asked, SAMPLES].copy())
+    return np.concatenate(held_out)[: QUERIES // 2]
 
 
 def scan(store: Store, queries: np.ndarray) -> np.ndarray:
@@ -190,7 +193,7 @@ def test_selection(catalog: Catalog, benchmark: BenchmarkFixture, limit: int) ->
             hits = likeliest(session, catalog.folder / "faiss", ENCODER, catalog.queries[place], limit=limit)
         found[place] = hits[0].adapter_id
 
-    benchmark.pedantic(one, rounds=3 * QUERIES, warmup_rounds=20)
+    benchmark.pedantic(one, rounds=QUERIES, warmup_rounds=20)
     agree = np.array([found[place] == catalog.best[place] for place in range(QUERIES)])
     benchmark.extra_info |= {
         "agreement, task in the pool": float(agree[catalog.known].mean()),
@@ -206,3 +209,38 @@ def test_selection(catalog: Catalog, benchmark: BenchmarkFixture, limit: int) ->
         f"p99 {np.percentile(times, 99):.2f} ms, {benchmark.extra_info}"
     )
     assert agree.mean() >= 0.99
+
+
+FRESH = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from hub_router.search.likelihood import likeliest
+from hub_router.store.session import open_store
+
+def resident():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return [int(line.split()[1]) / 1e3 for line in lines if line.startswith(("RssAnon", "RssFile"))]
+
+before = resident()
+with open_store(sys.argv[1]) as store:
+    queries = np.load(sys.argv[3])
+    started = time.perf_counter()
+    for place, query in enumerate(queries):
+        with store.read() as session:
+            likeliest(session, Path(sys.argv[2]), "synthetic", query)
+        if not place:
+            print(time.perf_counter() - started)
+print(*(round(now - then) for now, then in zip(resident(), before)))
+"""
+
+
+def test_memory_of_a_process(catalog: Catalog, benchmark: BenchmarkFixture) -> None:
+    """What a process needs for all the queries: its own memory, and pages of the cached files, which are shared."""
+    np.save(catalog.folder / "queries.npy", catalog.queries)
+    places = [catalog.folder / "faiss", catalog.folder / "queries.npy"]
+    command = [sys.executable, "-c", FRESH, f"sqlite:///{catalog.folder / 'catalog.db'}", *map(str, places)]
+    done = benchmark.pedantic(subprocess.run, (command,), {"capture_output": True, "text": True, "check": True})
+    first, resident = done.stdout.splitlines()
+    benchmark.extra_info |= {"first query, s": round(float(first), 3), "own and mapped memory, MB": resident}
+    print(f"\n{catalog.adapters} adapters, fresh process: {benchmark.extra_info}")

@@ -312,10 +312,14 @@ def test_large_pool_under_filters(large: Pool, tag: str, step: int) -> None:
 
 def test_many_unserved_do_not_hide_the_rest(large: Pool) -> None:
     query = drawn(1, 6)[0, SAMPLES]
-    ranked = large.ranked(query[None])[0].tolist()
+    served = large.ranked(query[None])[0, 19::20].tolist()
+    assert len(served) > LONGEST
     with large.world.store.write() as session:
-        session.execute(update(Adapter).where(Adapter.id.in_(ranked[:900])).values(status="missing"))
-    assert ask(large.world, query, 1)[0].adapter_id == ranked[900]
+        session.execute(update(Adapter).where(Adapter.id.not_in(served)).values(status="missing"))
+    assert ask(large.world, query, 1)[0].adapter_id == served[0]
+    with large.world.store.write() as session:
+        session.execute(update(Adapter).where(Adapter.id.not_in(served[-3:])).values(current=False))
+    assert [each.adapter_id for each in ask(large.world, query)] == served[-3:]
 
 
 def test_large_index_is_brought_up_to_date_in_place(large: Pool) -> None:
