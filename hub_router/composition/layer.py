@@ -27,6 +27,7 @@ from hub_router.composition.stacked import (
 from hub_router.errors import RoutedStateError, UnsupportedAdapterError
 from hub_router.lora.bank import ModuleBank
 from hub_router.routing.base import Gates, Merge, Prepared, Router, SequenceRouter
+from hub_router.routing.project import as_typed
 
 _STATE = "router_"
 # A plan that leaves more than this share of the components in use is followed with all of them.
@@ -244,7 +245,8 @@ class RoutedUpdate(nn.Module):
     def _sum(self, x: torch.Tensor, h: torch.Tensor | None, gates: Gates, factors: Factors) -> torch.Tensor:
         """The gated components' sum ``(..., D_out)``."""
         if is_sparse(gates, factors) and not self.lookup:
-            return sparse_update(x, h, gates, factors, self.merge)
+            with as_typed(x.device):
+                return sparse_update(x, h, gates, factors, self.merge)
         h = self._project(x, factors) if h is None else h
         return gate_step(h, gates, factors.owners, factors.candidates, self.merge) @ factors.Bt
 

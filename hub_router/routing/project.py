@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch.nn.functional import embedding, linear
 
@@ -20,7 +22,18 @@ def project(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return embedding(x, rows.mT).to(torch.promote_types(rows.dtype, torch.float32))
     wide = torch.promote_types(x.dtype, torch.float32)
     # In half precision one score in a few dozen would tie with another, and the earlier adapter would win.
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
-            return linear(x.to(wide), rows.to(wide))
-    return linear(x.to(wide), rows.to(wide))
+    with as_typed(x.device):
+        return linear(x.to(wide), rows.to(wide))
+
+
+def as_typed(device: torch.device) -> AbstractContextManager[object]:
+    """Inside it, products are made in the dtype of what is multiplied, whatever autocast is on.
+
+    Args:
+        device (torch.device): of what is multiplied.
+
+    Returns:
+        AbstractContextManager[object]: one that does nothing, where no autocast is on.
+    """
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()

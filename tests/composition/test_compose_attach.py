@@ -17,6 +17,7 @@ from transformers import LlamaForCausalLM, pipeline
 from hub_router.composition.attach import attach, detach, routed_updates
 from hub_router.composition.build import compose
 from hub_router.errors import RoutedStateError
+from hub_router.lora.adapter import LoraAdapter, LoraFactors
 
 TOKEN_LEVEL = ["uniform", "arrow", "spectr"]
 
@@ -188,6 +189,22 @@ def test_autocast(equal_folders: dict[str, Path]) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = logits(routed.model, ids)
     assert_close(got, expected, 0.1)
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_autocast_where_few_of_many_are_chosen(tokens: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    module = "model.layers.0.self_attn.q_proj"
+    pool = []
+    for number in range(40):
+        A, Bt = torch.randn(2, 4, 32, generator=generator)
+        pool.append(LoraAdapter(f"a{number}", None, None, {module: LoraFactors(A, Bt.mT, 1.0)}, str(number)))
+    linear = compose(llama(), {each.name: each for each in pool}, "arrow").model.get_submodule(module)
+    x = torch.randn(1, tokens, 32, generator=generator).bfloat16().float()
+    with torch.no_grad():
+        expected = linear(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert_close(linear(x).float(), expected, 1e-2)
 
 
 def test_input_given_by_keyword(folders: dict[str, Path]) -> None:
