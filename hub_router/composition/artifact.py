@@ -53,7 +53,7 @@ _TASK = "task gaussian/"
 
 
 @dataclass(frozen=True, eq=False)
-class SavedPlan:
+class PlanState:
     """What a sequence-level method decides by.
 
     Args:
@@ -77,7 +77,7 @@ class Artifact:
         base (Mapping[str, Any]): how to get the base model back.
         buffers (Mapping[str, torch.Tensor]): what a checkpoint of the base model leaves out.
         tokenizer (Path | None): folder of the tokenizer, where one was saved.
-        plan (SavedPlan | None): of a method that decides per sequence.
+        plan (PlanState | None): of a method that decides per sequence.
         features (PoolFeatures): Gaussians of the adapters' samples, where they were known.
     """
 
@@ -88,7 +88,7 @@ class Artifact:
     base: Mapping[str, Any]
     buffers: Mapping[str, torch.Tensor]
     tokenizer: Path | None
-    plan: SavedPlan | None = None
+    plan: PlanState | None = None
     features: PoolFeatures = field(default_factory=PoolFeatures)
 
 
@@ -193,7 +193,7 @@ def _decode(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
         base=manifest["base"],
         buffers=_under(_BUFFER, state),
         tokenizer=folder / TOKENIZER if manifest["tokenizer"] else None,
-        plan=None if manifest.get("encoder") is None else SavedPlan(manifest["encoder"], _under(_PLAN, state)),
+        plan=None if manifest.get("encoder") is None else PlanState(manifest["encoder"], _under(_PLAN, state)),
         features=_features(manifest.get("tasks", {"encoder": None, "samples": {}}), state),
     )
 

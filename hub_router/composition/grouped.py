@@ -49,7 +49,7 @@ def grouped_update(x: torch.Tensor, gates: Gates, factors: Factors) -> torch.Ten
     """What the chosen adapters add, ``sum_e w_e B_e A_e x``.
 
     Args:
-        x (torch.Tensor): inputs ``(..., D_in)``.
+        x (torch.Tensor): inputs ``(..., D_in)`` in the factors' dtype.
         gates (Gates): with indices, per expert, of the same tokens.
         factors (Factors): all candidates of one rank.
 
@@ -62,7 +62,7 @@ def grouped_update(x: torch.Tensor, gates: Gates, factors: Factors) -> torch.Ten
     tokens = order // chosen
     # Where each adapter's tokens end; adapters without any end where the one before does.
     ends = torch.searchsorted(experts, torch.arange(factors.candidates, device=x.device), right=True).to(torch.int32)
-    flat = x.reshape(-1, x.shape[-1]).to(factors.A.dtype)
+    flat = x.reshape(-1, x.shape[-1])
     down = factors.A.view(-1, rank, factors.A.shape[1]).mT  # [C, D_in, r]
     up = factors.Bt.view(-1, rank, factors.Bt.shape[1])  # [C, r, D_out]
     weights = gates.weights.reshape(-1, 1)[order].to(flat.dtype)  # [N K, 1]

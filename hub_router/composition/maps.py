@@ -133,13 +133,13 @@ def is_quantised(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) and type(module.weight).__module__.startswith("bitsandbytes.")
 
 
-def _dequantised(module: nn.Module) -> torch.Tensor:
+def _dequantised(module: Any) -> torch.Tensor:
     """The weight that a quantised module multiplies by ``(D_out, D_in)``."""
     from bitsandbytes import functional
 
-    weight: Any = module.weight
+    weight = module.weight
     if type(weight).__name__ == "Params4bit":
         return functional.dequantize_4bit(weight.data, weight.quant_state)
     # Its first forward takes the scales from the weight.
-    scales = weight.SCB if weight.SCB is not None else module.state.SCB  # type: ignore[union-attr]
+    scales = weight.SCB if weight.SCB is not None else module.state.SCB
     return functional.int8_vectorwise_dequant(weight.data, scales.to(weight.device))

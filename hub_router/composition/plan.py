@@ -306,7 +306,7 @@ def seed_of(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def install(model: nn.Module, planner: Planner) -> None:
+def install(model: Any, planner: Planner) -> None:
     """Let a planner see what a model reads.
 
     Args:
@@ -315,12 +315,12 @@ def install(model: nn.Module, planner: Planner) -> None:
     """
     if hasattr(type(model), "generate"):
         planner.own_generate = vars(model).get("generate")
-        model.generate = partial(_generate, planner, model)  # type: ignore[assignment]
+        model.generate = partial(_generate, planner, model)
     planner.handles.append(model.register_forward_pre_hook(partial(_before, planner), with_kwargs=True))
     planner.handles.append(model.register_forward_hook(partial(_after, planner), with_kwargs=True, always_call=True))
 
 
-def uninstall(model: nn.Module, planner: Planner) -> None:
+def uninstall(model: Any, planner: Planner) -> None:
     """Take a planner off, and give the model its own ``generate`` back.
 
     Args:

@@ -72,7 +72,7 @@ def sparse_update(
     """What the chosen components add.
 
     Args:
-        x (torch.Tensor): inputs ``(..., D_in)``.
+        x (torch.Tensor): inputs ``(..., D_in)`` in the factors' dtype.
         h (torch.Tensor | None): stacked projections ``(..., R)`` where they are known.
         gates (Gates): with indices, of the same tokens.
         factors (Factors): the module's.
@@ -88,7 +88,7 @@ def sparse_update(
         return _one_token(x, gates, factors, merge)
     leading, chosen = x.shape[:-1], gates.indices.shape[-1]
     if h is None and not picks_without_copies(x) and gates.indices.numel() * _PACE > factors.candidates:
-        h = linear(x.to(factors.A.dtype), factors.A)
+        h = linear(x, factors.A)
     indices = gates.indices.reshape(-1, chosen)  # [N, K]
     weights = gates.weights.reshape(-1, chosen, 1).to(factors.A.dtype)  # [N, K, 1]
     if gates.per == "component":
@@ -98,7 +98,7 @@ def sparse_update(
         if factors.filled is not None:
             weights = weights * factors.filled[indices]  # [N, K, r]
     if h is None:
-        picked = chosen_products(x.reshape(-1, x.shape[-1]).to(factors.A.dtype), factors.A, rows)
+        picked = chosen_products(x.reshape(-1, x.shape[-1]), factors.A, rows)
     else:
         picked = h.reshape(-1, h.shape[-1]).gather(-1, rows)
     picked = picked.view(rows.shape[0], chosen, rows.shape[1] // chosen)  # [N, K, r]
@@ -123,7 +123,7 @@ def _is_one_token(x: torch.Tensor, gates: Gates) -> bool:
 def _one_token(x: torch.Tensor, gates: Gates, factors: Factors, merge: Merge) -> torch.Tensor:
     """:func:`sparse_update` of one token: the factors are read where they are, and what counts is the calls' number."""
     assert gates.indices is not None
-    token = x.reshape(1, -1).to(factors.A.dtype)
+    token = x.reshape(1, -1)
     starts, offsets = gates.indices.view(-1).tolist(), factors.offsets
     parts = [slice(offsets[number], offsets[number + 1]) for number in starts]
     weights = gates.weights.view(-1).tolist()
