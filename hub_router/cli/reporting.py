@@ -28,9 +28,14 @@ _STEP = 5
     metavar="E",
     help="Ridge for distances and bounds. Default: the calibrated one.",
 )
-@click.option("--top-k", type=click.IntRange(min=1), default=3, show_default=True, metavar="K", help="K of the bounds.")
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    metavar="K",
+    help="K of the bounds, fewer than the adapters. Default: 3, or what the pool allows.",
+)
 @common_options
-def report(call: Call, names: tuple[str, ...], pool: bool, epsilon: float | None, top_k: int) -> None:
+def report(call: Call, names: tuple[str, ...], pool: bool, epsilon: float | None, top_k: int | None) -> None:
     """Report on a pool: HiLoRA's epsilon, distances between tasks, error bounds.
 
     One NAME is a stored composition, several are adapters, as for show. Everything comes from the samples of the

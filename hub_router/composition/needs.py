@@ -9,7 +9,7 @@ from hub_router.composition.tasks import Samples, need_tasks
 from hub_router.errors import MethodError
 from hub_router.features import PoolFeatures
 from hub_router.lora.bank import AdapterBank
-from hub_router.routing.base import Router, SequenceRouter
+from hub_router.routing.base import Router
 
 
 def check_needs(
@@ -47,7 +47,6 @@ def check_needs(
             encoder=encoder or features.encoder,
             tokenizer=tokenizer,
         ),
-        partial(_enough_samples, router, bank, features),
     )
     for check in checks:
         try:
@@ -56,10 +55,3 @@ def check_needs(
             faults.append(str(error))
     if faults:
         raise MethodError("\n".join(faults))
-
-
-def _enough_samples(router: Router, bank: AdapterBank, features: PoolFeatures) -> None:
-    """Of the adapters that have samples at all; a method says how many it needs where it makes its state."""
-    known = tuple(name for name in bank.adapters if name in features.gaussians)
-    if isinstance(router, SequenceRouter) and known:
-        router.plan_state(AdapterBank(known, {}), [features.gaussians[name] for name in known])

@@ -21,18 +21,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from hub_router.composition.caches import caches_in, holds_tokens, mark, recall
 from hub_router.errors import MethodError, RoutedStateError
 from hub_router.routing.base import SequenceRouter
 
-# Sequences whose plans are remembered; scoring the same prompts again then asks the encoder nothing.
 # How far from 1 the length of a unit vector in half precision may be.
 _UNIT = 1e-2
 # Label of the tokens that the loss leaves out, such as those of the prompt.
 _NO_LABEL = -100
+# Sequences whose plans are remembered; scoring the same prompts again then asks the encoder nothing.
 _REMEMBERED = 4096
-# Where a model takes its cache, and gives it back; and where a cache keeps the plan of what it holds.
-_CACHES = ("past_key_values", "cache_params", "state", "mems", "past_buckets_states")
-_MARK = "hub_router_plan"
 
 
 class TextEncoder(Protocol):
@@ -215,7 +213,7 @@ class Planner:
         ids = args[0] if args and isinstance(args[0], torch.Tensor) else kwargs.get("input_ids")
         if not self.held:
             mask = _before_answers(ids, kwargs.get("attention_mask"), kwargs.get("labels"))
-            self.plan = self._begin(ids, mask, _caches(kwargs))
+            self.plan = self._begin(ids, mask, caches_in(kwargs))
         plan = self.plan
         assert plan is not None
         keys = ("decoder_input_ids", "inputs_embeds")
@@ -235,9 +233,8 @@ class Planner:
         if plan is None:
             return
         values = list(output.values()) if isinstance(output, Mapping) else output if isinstance(output, tuple) else []
-        for each in (*_caches(kwargs), *values):
-            if hasattr(each, "get_seq_length") or hasattr(each, "seqlen_offset"):
-                setattr(each, _MARK, (self.identity, plan.rows))
+        for each in (*caches_in(kwargs), *values):
+            mark(each, self.identity, plan.rows)
         if trains:
             for each in _tensors(output if isinstance(output, torch.Tensor) else values):
                 # The gradient of an output comes before those of the layers that made it.
@@ -251,9 +248,9 @@ class Planner:
     def _begin(self, ids: torch.Tensor | None, mask: torch.Tensor | None, caches: Iterable[Any]) -> Plan:
         """The plan of a forward: of its text, or of the text that its cache holds."""
         for cache in caches:
-            if _holds_tokens(cache):
-                identity, rows = getattr(cache, _MARK, (None, None))
-                if rows is None or identity != self.identity:
+            if holds_tokens(cache):
+                rows = recall(cache, self.identity)
+                if rows is None:
                     raise RoutedStateError(
                         f"method {self.router.name!r} decides by the text of its input, and this forward continues one "
                         "that it has not seen; start with the prompt's input_ids"
@@ -377,11 +374,6 @@ def _before_answers(
     return torch.where(given.any(-1, keepdim=True), given, torch.ones_like(ids) if mask is None else mask.to(ids))
 
 
-def _caches(named: Mapping[str, Any]) -> list[Any]:
-    """The caches among a model's inputs or outputs."""
-    return [cache for key in _CACHES if (cache := named.get(key)) is not None]
-
-
 def _tensors(values: Any) -> Iterator[torch.Tensor]:
     """Those among a model's outputs that a gradient can come back through."""
     if isinstance(values, torch.Tensor):
@@ -390,18 +382,3 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
     elif isinstance(values, list | tuple):
         for each in values:
             yield from _tensors(each)
-
-
-def _holds_tokens(cache: Any) -> bool:
-    """Whether a cache holds earlier tokens; one of transformers is a list of layers, each with a state of its own."""
-    layers = getattr(getattr(cache, "self_attention_cache", cache), "layers", None)
-    if layers is None:
-        # A model's own kind, of whose making there is nothing to be known: tuples of tensors, mostly.
-        return True
-    for layer in layers:
-        if any(getattr(layer, "has_previous_state", {}).values()):
-            return True
-        length = getattr(layer, "get_seq_length", None)
-        if length is not None and int(length()) > 0:
-            return True
-    return False

@@ -178,6 +178,8 @@ class RoutedModel:
     def save(self, folder: str | Path) -> None:
         """Write everything needed to :meth:`load` this routed model with equal outputs.
 
+        Samples are kept as the Gaussians that a method made of them; those that no method has needed yet are not.
+
         Args:
             folder (str | Path): new, empty, or an earlier composition, which is replaced.
 

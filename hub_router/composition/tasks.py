@@ -13,9 +13,6 @@ from hub_router.gaussian import Gaussian, fit
 from hub_router.lora.bank import AdapterBank
 from hub_router.routing.base import Router, SequenceRouter
 
-# Samples of a task that its Gaussian is fitted to (HiLoRA, Sec. 4.1).
-SAMPLES = 20
-
 Samples = Mapping[str, Sequence[str]]
 
 
@@ -52,18 +49,19 @@ def need_tasks(
         tokenizer (bool): whether there is, or will be, a tokenizer to read the model's inputs with.
 
     Raises:
-        MethodError: lists the adapters without samples, and whatever else is missing.
+        MethodError: lists the adapters with too few samples, and whatever else is missing.
     """
     if not isinstance(router, SequenceRouter):
         return
     name, known = _at_hand(features, encoder)
     faults = []
-    lacking = [each for each in adapters if not samples.get(each) and each not in known]
+    counts = {each: known[each].samples if each in known else len(set(samples.get(each, ()))) for each in adapters}
+    lacking = [f"{each} ({count})" for each, count in counts.items() if count < router.least_samples]
     if lacking:
         faults.append(
-            f"it compares the input with samples of every adapter's task, and there are none of: {', '.join(lacking)} "
-            "(pass samples={name: [input, ...]}, or in the catalog: hub-router samples add, then "
-            "hub-router index)"
+            f"it compares the input with samples of every adapter's task, at least {router.least_samples} different "
+            f"ones, and has fewer of: {', '.join(lacking)}; pass samples={{name: [input, ...]}}, or in the catalog: "
+            "hub-router samples add, then hub-router index; or leave these adapters out"
         )
     strangers = [each for each in samples if each not in adapters]
     if strangers:
@@ -106,8 +104,7 @@ def find_tasks(
         if each in known:
             gaussians.append(known[each])
         else:
-            texts = list(dict.fromkeys(samples[each]))[:SAMPLES]
-            gaussians.append(fit(embed(encoder, texts)))
+            gaussians.append(fit(embed(encoder, list(dict.fromkeys(samples[each])))))
     return Tasks(gaussians, encoder)
 
 

@@ -93,7 +93,12 @@ def run(invoke: Callable[[list[str]], int], say: Callable[[str], None], keep: Pa
             os.environ.pop(name, None)
         os.environ["NO_PROXY"] = "127.0.0.1"
         say(f"The bundled zoo is served as a Hub at {hub.endpoint}; the catalog of this demo lives in {folder}.")
-        return _steps(invoke, say, zoo)
+        status = _steps(invoke, say, zoo)
+        if keep is not None:
+            # The catalog's adapters lie in the demo's own download cache.
+            homes = f"HF_HOME={shlex.quote(os.environ['HF_HOME'])} HF_HUB_OFFLINE=1"
+            say(f"Kept. Go on with: {homes} hub-router --home {shlex.quote(str(folder / 'home'))} compositions")
+        return status
 
 
 def _steps(invoke: Callable[[list[str]], int], say: Callable[[str], None], zoo: Path) -> int:

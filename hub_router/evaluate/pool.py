@@ -20,6 +20,8 @@ from hub_router.evaluate.bounds import (
 from hub_router.evaluate.calibration import Calibration, calibrate
 from hub_router.gaussian import Gaussian, fit
 
+_TOP_K = 3
+
 
 @dataclass(frozen=True)
 class TaskBounds:
@@ -85,7 +87,7 @@ class PoolReport:
 
 
 def report_pool(
-    samples: Mapping[str, np.ndarray], encoder: str, *, epsilon: float | None = None, top_k: int = 3
+    samples: Mapping[str, np.ndarray], encoder: str, *, epsilon: float | None = None, top_k: int | None = None
 ) -> PoolReport:
     """Calibrate HiLoRA for a pool, and bound its errors there.
 
@@ -93,7 +95,7 @@ def report_pool(
         samples (Mapping[str, np.ndarray]): unit vectors ``(m, D)`` of each adapter's task; m at least 3.
         encoder (str): that embedded them.
         epsilon (float | None): ridge for distances and bounds; default the calibrated one.
-        top_k (int): k of the bounds, at least 1.
+        top_k (int | None): k of the bounds, fewer than the adapters; default 3, or what the pool allows.
 
     Returns:
         PoolReport: by adapter, in the order given.
@@ -102,9 +104,15 @@ def report_pool(
         HubRouterError: fewer than two adapters, or adapters with fewer than three samples (lists every one); or an
             epsilon or k out of range.
     """
-    if (epsilon is not None and not 0 < epsilon < np.inf) or top_k < 1:
+    if (epsilon is not None and not 0 < epsilon < np.inf) or (top_k is not None and top_k < 1):
         raise HubRouterError(f"got epsilon {epsilon} and top_k {top_k}, expected an epsilon above 0 and at least 1")
     calibration = calibrate(samples)
+    if top_k is not None and top_k >= len(samples):
+        raise HubRouterError(
+            f"got top_k {top_k} for a pool of {len(samples)} adapters, all of which are among the best {top_k}; "
+            f"expected at most {len(samples) - 1}"
+        )
+    top_k = min(_TOP_K, len(samples) - 1) if top_k is None else top_k
     chosen = calibration.chosen.epsilon if epsilon is None else epsilon
     gaussians = [fit(vectors) for vectors in samples.values()]
     distances, divergences = bhattacharyya_distances(gaussians, chosen), kl_divergences(gaussians, chosen)

@@ -470,14 +470,14 @@ class Hub:
         return composing.evaluate(self.store, name, methods, tasks, samples, unseen, device, self.progress)
 
     def report_pool(
-        self, pool: str | Iterable[AdapterRef], *, epsilon: float | None = None, top_k: int = 3
+        self, pool: str | Iterable[AdapterRef], *, epsilon: float | None = None, top_k: int | None = None
     ) -> PoolReport:
         """Calibrate HiLoRA's epsilon for a pool, and say how well its tasks' samples can be told apart.
 
         Args:
             pool (str | Iterable): a stored composition's name, or adapters of the catalog.
             epsilon (float | None): ridge for distances and bounds; default the calibrated one.
-            top_k (int): k of the bounds.
+            top_k (int | None): k of the bounds, fewer than the adapters; default 3, or what the pool allows.
 
         Returns:
             PoolReport: calibration, distances, divergences and the bounds of HiLoRA's Theorems 1 and 2.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from hub_router.errors import NotInCatalogError
 from hub_router.settings import DEFAULT_ENCODER
 from hub_router.store import compositions as composition_queries
 from hub_router.store import selection
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from hub_router.evaluate.pool import PoolReport
 
 
-def report_pool(store: Store, pool: str | Iterable[AdapterRef], epsilon: float | None, top_k: int) -> PoolReport:
+def report_pool(store: Store, pool: str | Iterable[AdapterRef], epsilon: float | None, top_k: int | None) -> PoolReport:
     """See :meth:`hub_router.hub.Hub.report_pool`."""
     import numpy as np
 
@@ -25,7 +26,11 @@ def report_pool(store: Store, pool: str | Iterable[AdapterRef], epsilon: float |
 
     with store.read() as session:
         if isinstance(pool, str):
-            members = {member.name: member.adapter for member in composition_queries.load(session, pool).members}
+            try:
+                composition = composition_queries.load(session, pool)
+            except NotInCatalogError as error:
+                raise NotInCatalogError(f"{error}; a single NAME is a composition, adapters are two or more") from error
+            members = {member.name: member.adapter for member in composition.members}
         else:
             members = selection.select(session, pool)
         encoder = indexed_encoder(session) or DEFAULT_ENCODER

@@ -140,7 +140,12 @@ class SequenceRouter(Router, Protocol):
     """A method that decides once per input sequence which adapters take part, from an embedding of its text.
 
     It needs samples of every adapter's task and a sentence encoder.
+
+    Attributes:
+        least_samples (int): different samples of every adapter's task that it needs at least.
     """
+
+    least_samples: ClassVar[int]
 
     def plan_state(self, pool: AdapterBank, gaussians: Sequence[Gaussian]) -> dict[str, torch.Tensor]:
         """What :meth:`plan` reads; saved with a composition.
@@ -151,9 +156,6 @@ class SequenceRouter(Router, Protocol):
 
         Returns:
             dict[str, torch.Tensor]: on the CPU.
-
-        Raises:
-            MethodError: lists the adapters with fewer samples than the method needs.
         """
         ...
 

@@ -16,7 +16,7 @@ from hub_router.routing.allocation import allocate
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_gateable_components
 from hub_router.routing.hyperparameters import fraction, integer, positive, validate
-from hub_router.routing.sequence import likelihood_state, likelihoods, need_samples
+from hub_router.routing.sequence import likelihood_state, likelihoods
 from hub_router.routing.top_k import top_k
 
 
@@ -42,6 +42,7 @@ class Hilora:
     title: ClassVar[str] = "components per adapter drawn by Gaussian likelihood of the text, chosen per token by a . x"
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.12266"
     projects: ClassVar[bool] = True
+    least_samples: ClassVar[int] = 2
 
     gamma: float = fraction(0.4, help="share of the candidates' components that a sequence gets")
     epsilon: float = positive(1e-5, help="ridge on the samples' covariance, sets the score's zero point")
@@ -71,8 +72,7 @@ class Hilora:
         return Prepared(bank, tensors)
 
     def plan_state(self, pool: AdapterBank, gaussians: Sequence[Gaussian]) -> dict[str, torch.Tensor]:
-        """See :class:`~hub_router.routing.base.SequenceRouter`; the Gaussians, of 2 samples at least."""
-        need_samples(pool, gaussians, 2, self.name)
+        """See :class:`~hub_router.routing.base.SequenceRouter`; the Gaussians and ranks."""
         return likelihood_state(pool, gaussians)
 
     def plan(

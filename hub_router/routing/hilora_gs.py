@@ -14,7 +14,7 @@ from hub_router.records import Spectrum
 from hub_router.routing.allocation import candidates, softmax
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.hyperparameters import positive, validate
-from hub_router.routing.sequence import likelihood_state, likelihoods, need_samples
+from hub_router.routing.sequence import likelihood_state, likelihoods
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class HiloraGs:
     title: ClassVar[str] = "adapters per sequence by Gaussian likelihood of the text's embedding, softmax weights"
     paper: ClassVar[str] = "https://arxiv.org/abs/2510.12266"
     projects: ClassVar[bool] = False
+    least_samples: ClassVar[int] = 2
 
     epsilon: float = positive(1e-5, help="ridge on the samples' covariance, sets the score's zero point")
 
@@ -50,8 +51,7 @@ class HiloraGs:
         return Prepared(bank, {"experts": torch.tensor(bank.experts, dtype=torch.int64)})
 
     def plan_state(self, pool: AdapterBank, gaussians: Sequence[Gaussian]) -> dict[str, torch.Tensor]:
-        """See :class:`~hub_router.routing.base.SequenceRouter`; the Gaussians, of 2 samples at least."""
-        need_samples(pool, gaussians, 2, self.name)
+        """See :class:`~hub_router.routing.base.SequenceRouter`; the Gaussians and ranks."""
         return likelihood_state(pool, gaussians)
 
     def plan(

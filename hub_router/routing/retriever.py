@@ -15,7 +15,7 @@ from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_averageable_factors
 from hub_router.routing.hyperparameters import choice, integer, validate
-from hub_router.routing.sequence import adapter_ranks, need_samples
+from hub_router.routing.sequence import adapter_ranks
 from hub_router.routing.top_k import top_k
 
 
@@ -36,6 +36,7 @@ class Retriever:
     title: ClassVar[str] = "top-k per sequence by cosine of the text's embedding, equal weights"
     paper: ClassVar[str] = "https://arxiv.org/abs/2402.09997"
     projects: ClassVar[bool] = False
+    least_samples: ClassVar[int] = 1
 
     top_k: int = integer(3, at_least=1, help="adapters per sequence")
     mode: str = choice(
@@ -61,7 +62,6 @@ class Retriever:
 
     def plan_state(self, pool: AdapterBank, gaussians: Sequence[Gaussian]) -> dict[str, torch.Tensor]:
         """See :class:`~hub_router.routing.base.SequenceRouter`; the means at unit length."""
-        need_samples(pool, gaussians, 1, self.name)
         means = torch.from_numpy(np.stack([each.mean for each in gaussians]).astype(np.float64))
         return {"directions": torch.nn.functional.normalize(means, dim=-1), "ranks": adapter_ranks(pool)}
 

@@ -1,4 +1,4 @@
-"""What the methods share that decide once per sequence: the samples they demand, and scores by likelihood."""
+"""What the methods share that decide once per sequence: ranks of whole adapters, and scores by likelihood."""
 
 from __future__ import annotations
 
@@ -8,33 +8,8 @@ import numpy as np
 import torch
 
 from hub_router import gaussian
-from hub_router.errors import MethodError
 from hub_router.gaussian import Gaussian
 from hub_router.lora.bank import AdapterBank
-
-
-def need_samples(pool: AdapterBank, gaussians: Sequence[Gaussian], least: int, method: str) -> None:
-    """Refuse adapters that too few samples stand for.
-
-    Args:
-        pool (AdapterBank): every module's candidates.
-        gaussians (Sequence[Gaussian]): of every adapter, in pool order.
-        least (int): samples that each adapter must have.
-        method (str): registry name of what needs them.
-
-    Raises:
-        MethodError: lists the adapters with fewer.
-    """
-    few = [
-        f"{adapter!r} has {each.samples}"
-        for adapter, each in zip(pool.adapters, gaussians, strict=True)
-        if each.samples < least
-    ]
-    if few:
-        raise MethodError(
-            f"method {method!r} needs at least {least} samples of every adapter's task, but {', '.join(few)}; add some "
-            "with hub-router samples add, or leave these adapters out"
-        )
 
 
 def adapter_ranks(pool: AdapterBank) -> torch.Tensor:

@@ -78,6 +78,7 @@ def test_too_few_samples_are_all_named(run: Run) -> None:
         (["mix", "--pool", "--epsilon", "0"], 2, "--epsilon"),
         (["mix", "--pool", "--top-k", "0"], 2, "--top-k"),
         (["mixx", "--pool"], 1, "mixx"),
+        (["colours", "--pool"], 1, "a single NAME is a composition"),
         (["colours", "colour", "--pool"], 1, "colours"),
     ],
 )

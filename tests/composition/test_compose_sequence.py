@@ -165,6 +165,37 @@ def by_hand(routed: RoutedModel, inputs: dict[str, torch.Tensor], steps: int, ke
 
 
 @pytest.mark.parametrize("static", [False, True])
+def test_rows_of_a_cache_keep_their_plans_when_reordered_by_hand(routed: RoutedModel, static: bool) -> None:
+    inputs = encoded(routed, PROMPTS[:3])
+    cache = StaticCache(config=routed.model.config, max_cache_len=40) if static else None
+    step, cache = by_hand(routed, inputs, 1, "past_key_values", cache)
+    order = torch.tensor([2, 0, 1])
+    mask = torch.cat([inputs["attention_mask"], torch.ones(3, 1, dtype=torch.int64)], 1)
+    twin = copy.deepcopy(cache)
+    cache.reorder_cache(order)
+    moved, _ = by_hand(routed, {"input_ids": step[order], "attention_mask": mask[order]}, 4, "past_key_values", cache)
+    stayed, _ = by_hand(routed, {"input_ids": step, "attention_mask": mask}, 4, "past_key_values", twin)
+    assert torch.equal(moved, stayed[order])
+
+
+def test_rows_of_a_cache_are_selected_and_repeated_by_hand(routed: RoutedModel) -> None:
+    inputs = encoded(routed, PROMPTS[:3])
+    step, cache = by_hand(routed, inputs, 1, "past_key_values")
+    mask = torch.cat([inputs["attention_mask"], torch.ones(3, 1, dtype=torch.int64)], 1)
+    few, strange = copy.deepcopy(cache), copy.deepcopy(cache)
+    chosen = torch.tensor([1, 2])
+    few.batch_select_indices(chosen)
+    few.batch_repeat_interleave(2)
+    rows = chosen.repeat_interleave(2)
+    got, _ = by_hand(routed, {"input_ids": step[rows], "attention_mask": mask[rows]}, 3, "past_key_values", few)
+    whole, _ = by_hand(routed, {"input_ids": step, "attention_mask": mask}, 3, "past_key_values", cache)
+    assert torch.equal(got, whole[rows])
+    strange.layers[-1].keys[1] += 1
+    with pytest.raises(RoutedStateError, match="holds other sequences than when they were planned"):
+        routed(input_ids=step, attention_mask=mask, past_key_values=strange)
+
+
+@pytest.mark.parametrize("static", [False, True])
 def test_decoding_by_hand_follows_the_prompt(routed: RoutedModel, static: bool) -> None:
     inputs = encoded(routed, [PROMPTS[1]])
     cache = StaticCache(config=routed.model.config, max_cache_len=40) if static else None
@@ -362,7 +393,7 @@ def test_all_that_is_missing_is_said_at_once_before_anything_is_loaded(folders: 
     with pytest.raises(MethodError) as caught:
         compose(base, folders, "hilora", samples=samples, encoder="/no/such/encoder")
     message = str(caught.value)
-    assert "there are none of: attention, all, layer, patterns " in message
+    assert "at least 2 different ones, and has fewer of: attention (0), all (0), layer (0), patterns (0); " in message
     assert "names that are not in the pool: nobody" in message
     assert "there is no tokenizer (tokenizer=...)" in message
     assert "sentence encoder '/no/such/encoder' cannot be loaded" in message
@@ -377,12 +408,21 @@ def test_a_base_without_tokenizer_is_refused_before_its_weights_are_loaded(
         compose(tmp_path, folders, "retriever", samples=SAMPLES, encoder=offline_encoder())
 
 
+class NeverAsked:
+    name = "never asked"
+
+    def encode(self, texts: Any) -> Any:
+        raise AssertionError(f"asked to embed {texts}")
+
+
 def test_too_few_samples_are_refused_before_a_base_is_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
     llama().config.save_pretrained(tmp_path)
     few = {**SAMPLES, "mlp": ["one"], "layer": ["the same", "the same"]}
-    options = {"samples": few, "encoder": offline_encoder()}
-    with pytest.raises(MethodError, match="at least 2 samples of every adapter's task, but 'mlp' has 1, 'layer' has 1"):
-        compose(llama(), folders, "hilora", tokenizer=object(), **options)
+    for method in ("hilora", "hilora-gs"):
+        with pytest.raises(MethodError, match=r"at least 2 different ones, and has fewer of: mlp \(1\), layer \(1\);"):
+            compose(tmp_path, folders, method, tokenizer=object(), samples=few, encoder=NeverAsked())
+    with pytest.raises(MethodError, match=r"at least 1 different ones, and has fewer of: mlp \(0\);"):
+        compose(tmp_path, folders, "retriever", samples={**few, "mlp": []}, encoder=NeverAsked())
 
 
 def test_an_encoder_that_is_nowhere(folders: dict[str, Path], tokenizer: Any, tmp_path: Path) -> None:

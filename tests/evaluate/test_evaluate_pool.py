@@ -77,3 +77,7 @@ def test_refusals(samples: dict[str, np.ndarray]) -> None:
     for wrong in ({"epsilon": 0.0}, {"epsilon": math.nan}, {"top_k": 0}):
         with pytest.raises(HubRouterError, match="expected an epsilon above 0"):
             report_pool(samples, "an encoder", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(HubRouterError, match=rf"top_k {len(samples)} for a pool of {len(samples)} adapters"):
+        report_pool(samples, "an encoder", top_k=len(samples))
+    two = dict(list(samples.items())[:2])
+    assert report_pool(two, "an encoder").top_k == 1

@@ -285,18 +285,6 @@ def test_pool_without_any_update_gets_an_empty_plan() -> None:
     assert Hilora().plan_state(stack(case.adapters), [fit(np.eye(WIDTH))] * 2)["ranks"].tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("router", [Hilora(), HiloraGs()])
-def test_two_samples_are_needed(router: SequenceRouter) -> None:
-    pool = stack(make_case([2, 2, 2], (1,)).adapters)
-    one, two = fit(np.eye(WIDTH)[:1]), fit(np.eye(WIDTH)[:2])
-    router.plan_state(pool, [two] * 3)
-    with pytest.raises(
-        MethodError,
-        match=rf"'{router.name}' needs at least 2 .*'adapter-0' has 1, 'adapter-2' has 1; add some with hub",
-    ):
-        router.plan_state(pool, [one, two, one])
-
-
 @pytest.mark.parametrize("router", [Hilora(), HiloraRoc()])
 def test_updates_that_are_more_than_their_components_are_refused(router: Router) -> None:
     case = make_case([2, 2, 2], (1,))

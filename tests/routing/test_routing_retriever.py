@@ -24,7 +24,7 @@ from sequence_cases import (
 
 from hub_router.composition.assemble import stack
 from hub_router.errors import MethodError
-from hub_router.gaussian import Gaussian, fit
+from hub_router.gaussian import fit
 from hub_router.routing.base import SequenceRouter
 from hub_router.routing.retriever import Retriever
 
@@ -113,17 +113,6 @@ def test_adapter_without_any_update_is_not_retrieved() -> None:
     weights = plan_of(Retriever(3), case, embeddings, range(3))["weights"]
     assert weights[:, 1].tolist() == [0, 0, 0]
     assert torch.equal(weights[:, [0, 2]], torch.full((3, 2), 0.5))
-
-
-def test_one_sample_is_enough_and_none_is_refused() -> None:
-    case = make_case([2, 2], (1,))
-    pool, one = stack(case.adapters), fit(np.eye(WIDTH)[:1])
-    assert set(Retriever().plan_state(pool, [one, one])) == {"directions", "ranks"}
-    none = Gaussian(one.mean, one.factors, 0)
-    with pytest.raises(
-        MethodError, match=r"'retriever' needs at least 1 .*'adapter-1' has 0; add some with hub-router"
-    ):
-        Retriever().plan_state(pool, [one, none])
 
 
 def test_fusion_refuses_adapters_of_different_ranks() -> None:
