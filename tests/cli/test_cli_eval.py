@@ -49,7 +49,7 @@ def test_all_runs_what_the_pool_allows_and_says_why_not_the_rest(
     lines = run("eval", mix, "--methods", "all", "--tasks", "moods").stdout.splitlines()
     assert lines[0] == "Mean accuracy (tasks: 1, samples: 1):"
     assert next(line for line in lines if line.startswith("merged ")).split() == ["merged", "-"]
-    assert any(line.startswith("Not run: hilora, hilora-gs (needs at least 2 samples") for line in lines)
+    assert any(line.startswith("Not run: hilora, hilora-gs (lacks what it needs: it compares") for line in lines)
     assert any(line.startswith("Not run: merged, linear, ties, ") for line in lines)
 
 
