@@ -123,7 +123,9 @@ def _add_update(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         base = output if bias is None else output - bias
     # Not through __call__, which looks for hooks that nobody sets here, once per module and token.
     update = routed.forward(x, base, getattr(module, "embed_scale", None) if routed.lookup else None)
-    return output if update is None else output + update.to(output.dtype)
+    if update is None:
+        return output
+    return output + (update if update.dtype == output.dtype else update.to(output.dtype))
 
 
 def _guard(parent: nn.Module, leaf: str, update: RoutedUpdate) -> list[RemovableHandle]:

@@ -123,18 +123,17 @@ def _is_one_token(x: torch.Tensor, gates: Gates) -> bool:
 def _one_token(x: torch.Tensor, gates: Gates, factors: Factors, merge: Merge) -> torch.Tensor:
     """:func:`sparse_update` of one token: the factors are read where they are, and what counts is the calls' number."""
     assert gates.indices is not None
-    token = x.reshape(1, -1)
-    starts, offsets = gates.indices.view(-1).tolist(), factors.offsets
-    parts = [slice(offsets[number], offsets[number + 1]) for number in starts]
-    weights = gates.weights.view(-1).tolist()
-    picked = [linear(token, factors.A[part]) for part in parts]  # [1, r] each
+    A, Bt, offsets, token = factors.A, factors.Bt, factors.offsets, x.reshape(-1)
+    parts = [slice(offsets[number], offsets[number + 1]) for number in gates.indices.reshape(-1).tolist()]
+    weights = gates.weights.reshape(-1).tolist()
+    picked = [torch.mv(A[part], token) for part in parts]  # [r] each
     if merge == "factors":
         mean = sum(weight * each for weight, each in zip(weights, picked, strict=True))
         picked = [mean] * len(parts)
-    update = factors.Bt.new_zeros(1, factors.Bt.shape[1])
+    update = Bt.new_zeros(Bt.shape[1])
     for weight, each, part in zip(weights, picked, parts, strict=True):
-        torch.addmm(update, each, factors.Bt[part], alpha=weight, out=update)
-    return update.view(*x.shape[:-1], update.shape[1])
+        torch.addmv(update, Bt[part].t(), each, alpha=weight, out=update)
+    return update.view(*x.shape[:-1], update.shape[0])
 
 
 def dense_weights(gates: Gates, count: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import select
 from hub_router.routing.hyperparameters import integer, positive, validate
 from hub_router.routing.project import project
-from hub_router.routing.top_k import top_k
+from hub_router.routing.top_k import best
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,7 @@ class Arrow:
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`; SpectR's Eq. 5."""
         scores = project(x, tensors["P"]).abs()  # [..., C]
-        chosen = top_k(scores, self.top_k)  # [..., K]
-        selected = scores.gather(-1, chosen)
+        selected, chosen = best(scores, self.top_k)  # [..., K]
         if self.temperature != 1.0:
             selected = selected / self.temperature
         return Gates(torch.softmax(selected, dim=-1), chosen)

@@ -18,6 +18,8 @@ def project(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     Returns:
         torch.Tensor: ``(..., C)`` in float32 or wider.
     """
+    if x.dtype == rows.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type):
+        return linear(x, rows)
     if not x.is_floating_point():
         return embedding(x, rows.mT).to(torch.promote_types(rows.dtype, torch.float32))
     wide = torch.promote_types(x.dtype, torch.float32)

@@ -14,7 +14,7 @@ from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Merge, Prepared
 from hub_router.routing.candidates import need_averageable_factors
 from hub_router.routing.hyperparameters import choice, integer, validate
-from hub_router.routing.top_k import top_k
+from hub_router.routing.top_k import best
 
 # Under the square root, so that its slope stays finite where a token projects to nothing.
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -76,8 +76,7 @@ class Spectr:
         squares = h.to(torch.promote_types(h.dtype, torch.float32)).square()  # [..., R]
         none = tensors["zeros"].to(squares.dtype).expand(*squares.shape[:-1], -1)
         scores = none.index_add(-1, tensors["owners"], squares).clamp_min(_SMALLEST).sqrt()  # [..., C]
-        chosen = top_k(scores, self.top_k)  # [..., K]
-        selected = scores.gather(-1, chosen)
+        selected, chosen = best(scores, self.top_k)  # [..., K]
         if self.weights == "softmax":
             return Gates(torch.softmax(selected, dim=-1), chosen)
         return Gates(torch.full_like(selected, 1.0 / chosen.shape[-1]), chosen)

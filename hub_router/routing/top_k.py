@@ -21,22 +21,37 @@ def top_k(scores: torch.Tensor, k: int) -> torch.Tensor:
     Returns:
         torch.Tensor: int64 ``(..., K)`` with K = min(k, C), best first.
     """
-    scores = scores.detach().to(torch.float32)
+    return best(scores, k)[1]
+
+
+def best(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest scores themselves, which gradients go through, and their indices as :func:`top_k` chooses them.
+
+    Args:
+        scores (torch.Tensor): ``(..., C)``, compared in float32.
+        k (int): how many; all C where C is smaller.
+
+    Returns:
+        tuple[torch.Tensor, torch.Tensor]: scores in their dtype and int64 indices, ``(..., K)``, best first.
+    """
+    plain = scores.dtype == torch.float32 and not scores.requires_grad
+    compared = scores if plain else scores.detach().to(torch.float32)
     count = scores.shape[-1]
     k = min(k, count)
     # To look at values costs a graph break when compiled, and on a GPU a wait for it.
-    if torch.compiler.is_compiling() or scores.device.type != "cpu":
-        return _by_keys(scores, k)
-    values, indices = scores.topk(min(k + 1, count), dim=-1)
-    if _all_differ(values):
-        return indices[..., :k]
-    return _by_keys(scores, k)
+    if not torch.compiler.is_compiling() and scores.device.type == "cpu":
+        values, indices = compared.topk(min(k + 1, count), dim=-1)
+        if _all_differ(values):
+            chosen = indices.narrow(-1, 0, k)
+            return (values.narrow(-1, 0, k) if plain else scores.gather(-1, chosen)), chosen
+    chosen = _by_keys(compared, k)
+    return scores.gather(-1, chosen), chosen
 
 
 def _all_differ(values: torch.Tensor) -> bool:
     """Whether values sorted along the last axis differ from their neighbours; numbers that are none do not."""
-    if values.dim() == 1 or values.shape[:-1].numel() == 1:
-        row = values.reshape(-1).tolist()
+    if values.numel() == values.shape[-1]:
+        row = values.view(-1).tolist()
         return all(after < before for before, after in pairwise(row))
     return bool((values[..., 1:] < values[..., :-1]).all())
 
