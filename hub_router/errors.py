@@ -106,8 +106,12 @@ class IncompatibleAdaptersError(HubRouterError):
 
 
 class ArtifactError(HubRouterError):
-    """A saved composition on disk is incomplete or was changed."""
+    """A saved composition or an exported prototype set is incomplete, was changed, or is none."""
 
 
 class RoutedStateError(HubRouterError):
     """A model is routed when it must not be, or no longer is when it must be."""
+
+
+class TrainingError(HubRouterError):
+    """Training data, settings or a checkpoint cannot be used; lists every fault."""

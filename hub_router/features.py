@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from hub_router.gaussian import Gaussian
 from hub_router.records import Spectrum
+
+# Trained vectors by adapter, then by module, float32 ``(D_in,)``.
+Vectors = Mapping[str, Mapping[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleFeatures:
+    """Features of one module, by the adapters' names in the pool.
+
+    Args:
+        spectra (Mapping[str, Spectrum]): by adapter.
+        prototypes (Mapping[str, Mapping[str, np.ndarray]]): trained vectors ``(D_in,)`` by set, then by adapter.
+    """
+
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+    prototypes: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,8 +36,26 @@ class PoolFeatures:
         spectra (Mapping[str, Mapping[str, Spectrum]]): by adapter, then by module.
         gaussians (Mapping[str, Gaussian]): of the embedded sample inputs, by adapter.
         encoder (str | None): the sentence encoder whose vectors the Gaussians are of.
+        prototypes (Mapping[str, Vectors]): trained vectors by the name of their set.
     """
 
     spectra: Mapping[str, Mapping[str, Spectrum]] = field(default_factory=dict)
     gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
     encoder: str | None = None
+    prototypes: Mapping[str, Vectors] = field(default_factory=dict)
+
+    def of_module(self, module: str, adapters: Sequence[str]) -> ModuleFeatures:
+        """What is known of one module.
+
+        Args:
+            module (str): its path.
+            adapters (Sequence[str]): names of the pool.
+
+        Returns:
+            ModuleFeatures: of these adapters.
+        """
+
+        def here(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+            return {each: known[each][module] for each in adapters if module in known.get(each, {})}
+
+        return ModuleFeatures(here(self.spectra), {name: here(vectors) for name, vectors in self.prototypes.items()})

@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-Advance = Callable[[int], None]
+# Called with the number of steps that were done, and perhaps a note on how it goes, such as a loss.
+Advance = Callable[..., None]
 
 
 class Progress(Protocol):
     """Opens one bar per piece of work."""
 
     def task(self, label: str, total: int | None) -> AbstractContextManager[Advance]:
-        """A bar for ``total`` steps (None: unknown); the context's value advances it by n, from any thread."""
+        """A bar for ``total`` steps (None: unknown); the context's value advances it by n, from any thread,
+        and may show a note.
+        """
         ...
 
 
@@ -26,7 +29,7 @@ class Silent:
     @contextmanager
     def task(self, label: str, total: int | None) -> Iterator[Advance]:
         """See :class:`Progress`."""
-        yield lambda _n: None
+        yield lambda _n, _note="": None
 
 
 SILENT = Silent()

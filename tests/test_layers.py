@@ -12,8 +12,19 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hub_router"
 
 # What each layer may import from hub_router, besides itself and the ground that all may stand on.
-GROUND = {"encoder", "errors", "features", "formats", "gaussian", "names", "progress", "records", "settings"}
-ENGINE = {"lora", "routing", "composition", "evaluate"}
+GROUND = {
+    "encoder",
+    "errors",
+    "features",
+    "formats",
+    "gaussian",
+    "names",
+    "progress",
+    "prototypes",
+    "records",
+    "settings",
+}
+ENGINE = {"lora", "routing", "composition", "evaluate", "ewora"}
 CATALOG = {"store", "sync", "search"}
 ALLOWED = {
     "encoder": {"errors", "progress", "settings"},
@@ -23,15 +34,18 @@ ALLOWED = {
     "gaussian": {"errors"},
     "names": set(),
     "progress": set(),
+    "prototypes": {"errors", "records"},
     "records": set(),
     "settings": {"errors"},
     "store": GROUND,
     "sync": GROUND | {"store"},
     "search": GROUND | {"store"},
+    "ewora": GROUND,
     "lora": GROUND,
     "routing": GROUND | {"lora"},
     "composition": GROUND | {"lora", "routing"},
     "evaluate": GROUND | {"composition", "routing", "lora"},
+    "training": GROUND | {"composition", "routing", "lora"},
     "hub": GROUND | ENGINE | CATALOG,
     "doctor": GROUND | CATALOG,
     "demo": GROUND | {"hub", "cli"},

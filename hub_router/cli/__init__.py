@@ -30,6 +30,8 @@ COMMANDS = {
     "methods": ("methods", "methods", "List the routing methods and their hyperparameters."),
     "compose": ("compositions", "compose", "Store a routed model under a name: adapters, base model, method."),
     "compositions": ("compositions", "compositions", "List the stored compositions, or delete one."),
+    "train": ("training", "train", "Train the gates of a method over a pool; they become a prototype set."),
+    "prototypes": ("prototypes", "prototypes", "List, compare, export and import trained prototype sets."),
     "generate": ("generate", "generate", "Generate text with a stored composition."),
     "eval": ("evaluation", "evaluate", "Score a composition's pool per task under several methods."),
     "report": ("reporting", "report", "Report on a pool: HiLoRA's epsilon, distances between tasks, error bounds."),

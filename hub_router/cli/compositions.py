@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -96,13 +97,13 @@ def compose(
     if not adapters and not query:
         raise click.UsageError("name at least one ADAPTER, or let search find some with --query TEXT")
     with call.hub() as hub:
-        pool = _pool(hub, adapters)
+        pool = named_pool(hub, adapters)
         if query:
             known = {record.id for _, record in pool}
             found = [hit.adapter for hit in hub.search(query, base_model=base_model, limit=limit)]
             pool += [(None, record) for record in found if record.id not in known]
         composition = hub.define(
-            name, _labelled(pool), method, base_model=base_model, replace=replace, **hyperparameters
+            name, labelled(pool), method, base_model=base_model, replace=replace, **hyperparameters
         )
     call.out.document({"composition": composition_data(composition)})
     call.out.table(
@@ -116,8 +117,16 @@ def compose(
     call.out.remark(f'Next: hub-router generate {shlex.quote(name)} "a prompt"')
 
 
-def _pool(hub: Hub, adapters: tuple[str, ...]) -> list[tuple[str | None, AdapterRecord]]:
-    """(label or None, record) per ADAPTER; a ``/`` before the ``=`` means that it belongs to a folder's name."""
+def named_pool(hub: Hub, adapters: Sequence[str]) -> list[tuple[str | None, AdapterRecord]]:
+    """Adapters as a user names them, LABEL=ADAPTER or ADAPTER.
+
+    Args:
+        hub (Hub): the catalog.
+        adapters (Sequence[str]): a ``/`` before the ``=`` means that it belongs to a folder's name.
+
+    Returns:
+        list[tuple[str | None, AdapterRecord]]: label or None, and record, of each.
+    """
     pool: list[tuple[str | None, AdapterRecord]] = []
     for text in adapters:
         label, equals, ref = text.partition("=")
@@ -126,19 +135,26 @@ def _pool(hub: Hub, adapters: tuple[str, ...]) -> list[tuple[str | None, Adapter
     return pool
 
 
-def _labelled(
+def labelled(
     pool: list[tuple[str | None, AdapterRecord]],
 ) -> dict[str, AdapterRecord] | list[AdapterRecord]:
-    """The pool as :meth:`Hub.define` takes it: names for all as soon as one has a label."""
+    """The pool as :meth:`Hub.define` takes it: names for all as soon as one has a label.
+
+    Args:
+        pool (list[tuple[str | None, AdapterRecord]]): from :func:`named_pool`.
+
+    Returns:
+        dict[str, AdapterRecord] | list[AdapterRecord]: records, by name where there are labels.
+    """
     if not any(label for label, _ in pool):
         return [record for _, record in pool]
-    labelled: dict[str, AdapterRecord] = {}
+    named: dict[str, AdapterRecord] = {}
     for label, record in pool:
         name = label or record.name
-        if name in labelled:
+        if name in named:
             raise click.UsageError(f"two adapters are called {name!r}; label them with LABEL=ADAPTER")
-        labelled[name] = record
-    return labelled
+        named[name] = record
+    return named
 
 
 def _settings(composition: CompositionRecord) -> str:

@@ -32,15 +32,15 @@ class TerminalProgress:
         """A bar while the block runs, or one line at its start; nothing where there is nothing to do."""
         label = printable(label)
         if total == 0:
-            yield lambda _n: None
+            yield lambda _n, _note="": None
         elif not (sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
             click.echo(label if total is None else f"{label}: {total}", err=True)
-            yield lambda _n: None
+            yield lambda _n, _note="": None
         else:
             bars = self._enter()
             task = bars.add_task(label, total=total)
             try:
-                yield lambda n: bars.advance(task, n)
+                yield lambda n, note="": bars.update(task, advance=n, description=f"{label} {printable(note)}".rstrip())
             finally:
                 self._leave()
 

@@ -35,16 +35,13 @@ def prepare(router: Router, bank: AdapterBank, features: PoolFeatures) -> dict[s
     Args:
         router (Router): the method.
         bank (AdapterBank): from :func:`stack`.
-        features (PoolFeatures): spectra of a catalog; may lack adapters and modules, and hold others.
+        features (PoolFeatures): of a catalog; may lack adapters and modules, and hold others.
 
     Returns:
         dict[str, Prepared]: by module path, for every module that any adapter adapts.
     """
-    spectra = features.spectra
     return {
-        name: router.prepare(
-            module, bank.adapters, {a: spectra[a][name] for a in bank.adapters if name in spectra.get(a, {})}
-        )
+        name: router.prepare(module, bank.adapters, features.of_module(name, bank.adapters))
         if module.ranks
         else Prepared(module, {})
         for name, module in bank.modules.items()

@@ -6,10 +6,27 @@ from functools import partial
 
 from hub_router.composition.plan import TextEncoder
 from hub_router.composition.tasks import Samples, need_tasks
+from hub_router.composition.trained import set_of
 from hub_router.errors import MethodError
 from hub_router.features import PoolFeatures
 from hub_router.lora.bank import AdapterBank
 from hub_router.routing.base import Router
+
+
+def check_trained(router: Router) -> None:
+    """Refuse a method whose gates were never trained; ``compose`` in Python takes one, to train it.
+
+    Args:
+        router (Router): the method.
+
+    Raises:
+        MethodError: names the command that trains it.
+    """
+    if set_of(router) == "":
+        raise MethodError(
+            f"method {router.name!r} needs trained gates, got prototypes=''; train them with: hub-router train "
+            f"{router.name} SET ADAPTER..., then: --set prototypes=SET"
+        )
 
 
 def check_needs(

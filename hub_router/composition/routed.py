@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,9 @@ from hub_router.composition.setup import Background, Setup, install, make_setup
 from hub_router.composition.tasks import Samples
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
+from hub_router.composition.trained import set_of, vectors_of_prepared, vectors_of_updates
 from hub_router.errors import ArtifactError, HubRouterError, IncompatibleAdaptersError, MethodError, RoutedStateError
+from hub_router.features import Vectors
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.routing.base import Router, SequenceRouter
 from hub_router.routing.registry import create
@@ -88,6 +91,23 @@ class RoutedModel:
     def adapters(self) -> tuple[str, ...]:
         """Names of the pool, in the order of axis E of all weights."""
         return tuple(adapter.name for adapter in self._pool)
+
+    @property
+    def weights_hashes(self) -> dict[str, str]:
+        """Identity of each adapter's weights, by name."""
+        return {adapter.name: adapter.weights_hash for adapter in self._pool}
+
+    @property
+    def vectors(self) -> Vectors:
+        """The gates' vectors, float32 ``(D_in,)`` by adapter and module; empty where the method is not trained."""
+        return vectors_of_updates((update for _, update in routed_updates(self.model)), self.adapters)
+
+    def keep_vectors(self) -> None:
+        """Remember the gates as they are now, after training in place, for whatever pool comes next."""
+        self.method = replace(self.method, prototypes="")  # type: ignore[type-var]
+        for _, update in routed_updates(self.model):
+            update.router = self.method
+        self._background = self._background.with_vectors("", self.vectors)
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
@@ -252,13 +272,16 @@ class RoutedModel:
             model = model if device is None else model.to(device)
         if tokenizer is None and saved.tokenizer is not None:
             tokenizer = load_tokenizer(str(saved.tokenizer))
-        plan = plan_saved(model, saved.adapters, router.members([adapter.name for adapter in saved.adapters]))
+        names = [adapter.name for adapter in saved.adapters]
+        plan = plan_saved(model, saved.adapters, router.members(names))
         if plan.faults:
             raise IncompatibleAdaptersError(base_name(model), plan.faults)
         planner = None
         if saved.plan is not None and encoder is not None:
             planner = Planner(cast(SequenceRouter, router), saved.plan.state, encoder, tokenizer)
         background = Background(saved.features, encoder=encoder)
+        if (trained := set_of(router)) is not None:
+            background = background.with_vectors(trained, vectors_of_prepared(saved.prepared, names))
         setup = Setup(router, saved.adapters, saved.prepared, plan, planner, plan.notes, background)
         return cls.attached(model, tokenizer, setup)
 

@@ -16,8 +16,9 @@ from hub_router.composition.plan import Planner, TextEncoder
 from hub_router.composition.pool import check_pool
 from hub_router.composition.saved import Replacement, SavedPlan
 from hub_router.composition.tasks import Samples, Tasks, find_tasks, make_planner
+from hub_router.composition.trained import with_set_file
 from hub_router.errors import MethodError
-from hub_router.features import PoolFeatures
+from hub_router.features import PoolFeatures, Vectors
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.lora.bank import AdapterBank
 from hub_router.lora.reader import without_collections
@@ -66,6 +67,19 @@ class Background:
             self.encoder if encoder is None else encoder,
         )
 
+    def with_vectors(self, name: str, vectors: Vectors) -> Background:
+        """Trained vectors beside, or in the place of, what was known.
+
+        Args:
+            name (str): of their set; empty for a pool that was trained in place.
+            vectors (Vectors): by adapter and module.
+
+        Returns:
+            Background: of the same adapters.
+        """
+        prototypes = {**self.features.prototypes, name: vectors}
+        return replace(self, features=replace(self.features, prototypes=prototypes))
+
     def with_tasks(self, tasks: Tasks | None, adapters: Sequence[str]) -> Background:
         """What was fitted for a method, so that it is not fitted again.
 
@@ -95,7 +109,12 @@ class Background:
         def kept(known: Mapping[str, Any]) -> dict[str, Any]:
             return {new: known[old] for new, old in names.items() if old in known}
 
-        features = replace(self.features, spectra=kept(self.features.spectra), gaussians=kept(self.features.gaussians))
+        features = replace(
+            self.features,
+            spectra=kept(self.features.spectra),
+            gaussians=kept(self.features.gaussians),
+            prototypes={name: kept(vectors) for name, vectors in self.features.prototypes.items()},
+        )
         return Background(features, kept(self.samples), self.encoder)
 
 
@@ -157,6 +176,7 @@ def make_setup(
     with without_collections():
         plan = check_pool(model, base, pool, unreadable, members)
         bank = stack(pool)
+    background = replace(background, features=with_set_file(background.features, router, pool))
     features, samples, encoder = background.features, background.samples, background.encoder
     readable = tokenizer is not None
     check_needs(router, bank, features, samples=samples, encoder=encoder, tokenizer=readable)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hub_router.errors import MethodError
-from hub_router.routing.registry import create, describe_all
+from hub_router.routing.registry import HyperparameterInfo, create, describe_all
 
 # The column in which every task runs on its own adapter: the oracle of the papers.
 OWN = "own"
@@ -57,13 +57,18 @@ def read_columns(names: Sequence[str], kept: Mapping[str, Mapping[str, Any]]) ->
 
 
 def _all(kept: Mapping[str, Mapping[str, Any]]) -> list[Column]:
-    """Every method that runs without being told more, and the oracle after the base model."""
+    """Every method that runs without being told more, such as a prototype set, and the oracle after the base model."""
     names = [
         method.name
         for method in describe_all()
-        if method.name in kept or not any(each.required for each in method.hyperparameters)
+        if method.name in kept or not any(_is_needed(each) for each in method.hyperparameters)
     ]
     return [Column(name, name, kept.get(name, {}), asked=False) for name in (*names[:1], OWN, *names[1:])]
+
+
+def _is_needed(hyperparameter: HyperparameterInfo) -> bool:
+    """Whether a method runs only where it is told this."""
+    return hyperparameter.required or hyperparameter.name == "prototypes"
 
 
 def _read(name: str, kept: Mapping[str, Mapping[str, Any]]) -> Column:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hub_router.composition.assemble import stack
 from hub_router.composition.build import compose
-from hub_router.composition.needs import check_needs
+from hub_router.composition.needs import check_needs, check_trained
 from hub_router.composition.plan import TextEncoder
 from hub_router.composition.routed import RoutedModel
 from hub_router.encoder import load_encoder
@@ -116,7 +116,9 @@ def refusals(
         if column.method == OWN:
             continue
         try:
-            check_needs(create(column.method, column.hyperparameters), bank, features or PoolFeatures())
+            router = create(column.method, column.hyperparameters)
+            check_trained(router)
+            check_needs(router, bank, features or PoolFeatures())
         except MethodError as error:
             found[column.title] = str(error)
     return found

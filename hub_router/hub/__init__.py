@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import HubRouterError, NotInCatalogError
-from hub_router.hub import checking, composing, conversion, reporting
+from hub_router.hub import checking, composing, conversion, reporting, training
 from hub_router.hub.bases import Bases
 from hub_router.hub.indexing import index_spectra
+from hub_router.hub.prototypes import PrototypeSets
 from hub_router.hub.samples import Samples
+from hub_router.hub.training import TrainingSummary
 from hub_router.progress import SILENT, Progress
 from hub_router.records import (
     SEARCH_BY,
@@ -311,6 +313,11 @@ class Hub:
         """Examples of the adapters' tasks: list them, add your own, remove those again."""
         return Samples(self.store, self.progress)
 
+    @property
+    def prototypes(self) -> PrototypeSets:
+        """Trained prototype sets, in versions: list, compare, export and import them."""
+        return PrototypeSets(self.store)
+
     def values(self, statuses: Sequence[str] = ("ready",)) -> Mapping[str, Mapping[str, int]]:
         """The values that each filter of :meth:`list` can be given, with the number of adapters that have it.
 
@@ -407,6 +414,21 @@ class Hub:
         with self.store.read() as session:
             return composition_queries.list_all(session)
 
+    def composition(self, name: str) -> CompositionRecord:
+        """A stored composition.
+
+        Args:
+            name (str): name it was stored under.
+
+        Returns:
+            CompositionRecord: with its members as the catalog knows them now.
+
+        Raises:
+            NotInCatalogError: no composition of that name.
+        """
+        with self.store.read() as session:
+            return composition_queries.load(session, name)
+
     def delete_composition(self, name: str) -> None:
         """Forget a composition; its adapters stay.
 
@@ -468,6 +490,56 @@ class Hub:
             MethodError: a method is unknown, or the pool does not allow it.
         """
         return composing.evaluate(self.store, name, methods, tasks, samples, unseen, device, self.progress)
+
+    def train(
+        self,
+        method: str,
+        adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef],
+        *,
+        name: str | None = None,
+        base_model: str | None = None,
+        data: str | Path | None = None,
+        log: str | Path | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> TrainingSummary:
+        """Train a method's gates over a pool; base model and adapters stay as they are.
+
+        A run that was stopped goes on when the same call is made again. For training without a catalog see
+        :func:`hub_router.training.fit`.
+
+        Args:
+            method (str): ``phatgoose``, ``maple`` or ``lora-mixer``.
+            adapters (Mapping | Iterable): as for :meth:`define`.
+            name (str | None): prototype set that gets the next version; default the method's name.
+            base_model (str | None): base model; default the one that all adapters name.
+            data (str | Path | None): JSONL of ``input``, ``output`` and ``adapter`` (name in the pool, or reference);
+                default the catalog's samples of the adapters' tasks.
+            log (str | Path | None): file that gets a JSON line per step.
+            device (str | None): as for :meth:`load`.
+            **options (Any): settings of the training (``epochs``, ``learning_rate``, ...), of the method's training
+                (``mask`` of MAPLE, ``balance`` of LoRA-Mixer, ...), and the method's hyperparameters.
+
+        Returns:
+            TrainingSummary: the set and its version, steps and losses.
+
+        Raises:
+            TrainingError: unusable data (names every bad line), or a setting that there is not; nothing is trained.
+            HubRouterError: the pool does not fit the base model or the method.
+        """
+        return training.train(
+            self.store,
+            self.settings,
+            method,
+            name or method,
+            adapters,
+            base_model=base_model,
+            data=data,
+            options=options,
+            log=log,
+            device=device,
+            progress=self.progress,
+        )
 
     def report_pool(
         self, pool: str | Iterable[AdapterRef], *, epsilon: float | None = None, top_k: int | None = None

@@ -5,15 +5,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_router.errors import HubRouterError, MethodError, NotInCatalogError, UnsupportedAdapterError
+from hub_router.errors import (
+    HubRouterError,
+    MethodError,
+    NotInCatalogError,
+    StaleFeaturesError,
+    UnsupportedAdapterError,
+)
+from hub_router.hub.prototypes import parse_name
 from hub_router.progress import Progress
 from hub_router.records import AdapterRecord, CompositionRecord
 from hub_router.settings import DEFAULT_ENCODER
 from hub_router.store import adapters as adapter_queries
 from hub_router.store import compositions as composition_queries
 from hub_router.store import selection
+from hub_router.store.prototypes import PrototypeSetRecord, find_prototypes, load_prototypes
 from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store
 
@@ -22,8 +31,9 @@ if TYPE_CHECKING:
 
     from hub_router.composition.routed import RoutedModel
     from hub_router.evaluate.comparison import Comparison
-    from hub_router.features import PoolFeatures
+    from hub_router.features import PoolFeatures, Vectors
     from hub_router.lora.adapter import LoraAdapter
+    from hub_router.routing.base import Router
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,24 +48,20 @@ def define(
     hyperparameters: Mapping[str, Any],
 ) -> CompositionRecord:
     """See :meth:`hub_router.hub.Hub.define`."""
-    from hub_router.composition.architecture import empty_model
-    from hub_router.composition.assemble import stack
-    from hub_router.composition.needs import check_needs
-    from hub_router.composition.pool import check_pool, read_pool
+    from hub_router.composition.needs import check_trained
     from hub_router.routing.registry import create
 
     if not name.strip() or name != name.strip():
         raise HubRouterError(f"composition name {name!r} is empty or padded, expected a word such as 'reviews'")
     router = create(method, hyperparameters)
+    check_trained(router)
     with store.read() as session:
+        hyperparameters = _pinned(session, hyperparameters)
+        router = create(method, hyperparameters)
         members = selection.select(session, adapters)
-        features = _features(session, members)
+        features = pool_features(session, members, [router])
     base = base_model or selection.common_base(members)
-    pool, unreadable = read_pool({label: record.path for label, record in members.items()})
-    plan = check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
-    for note in plan.notes:
-        _LOG.warning("%s", note)
-    check_needs(router, stack(pool), features)
+    checked_pool(members, base, router, features)
     with store.write() as session:
         composition_queries.save(
             session,
@@ -69,15 +75,53 @@ def define(
         return composition_queries.load(session, name)
 
 
+def checked_pool(
+    members: Mapping[str, AdapterRecord], base: str, router: Router, features: PoolFeatures
+) -> Sequence[LoraAdapter]:
+    """Read a pool and hold it against its base model and its method; no weights of the base are loaded.
+
+    Args:
+        members (Mapping[str, AdapterRecord]): by name in the pool.
+        base (str): Hub id or folder of the base model.
+        router (Router): the method.
+        features (PoolFeatures): what the catalog knows of the pool.
+
+    Returns:
+        Sequence[LoraAdapter]: in pool order.
+
+    Raises:
+        HubRouterError: lists what does not fit, or what the method lacks.
+    """
+    from hub_router.composition.architecture import empty_model
+    from hub_router.composition.assemble import prepare, stack
+    from hub_router.composition.needs import check_needs
+    from hub_router.composition.pool import check_pool, read_pool
+    from hub_router.composition.trained import set_of, with_set_file
+
+    pool, unreadable = read_pool({label: record.path for label, record in members.items()})
+    plan = check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
+    for note in plan.notes:
+        _LOG.warning("%s", note)
+    bank = stack(pool)
+    check_needs(router, bank, features)
+    if set_of(router):
+        # Only here does it show whether the set has vectors for all of these adapters.
+        prepare(router, bank, with_set_file(features, router, pool))
+    return pool
+
+
 def load(store: Store, name: str, device: str | None) -> RoutedModel:
     """See :meth:`hub_router.hub.Hub.load`."""
+    from hub_router.routing.registry import create
+
     with store.read() as session:
         composition = selection.usable(session, name)
-        features = _features(session, {member.name: member.adapter for member in composition.members})
+        router = create(composition.method, composition.hyperparameters)
+        features = pool_features(session, {member.name: member.adapter for member in composition.members}, [router])
     from hub_router.composition.build import compose
 
     pool = _read(composition)
-    model, tokenizer = _base(composition.base_model, device)
+    model, tokenizer = load_base(composition.base_model, device)
     return compose(
         model, pool, composition.method, tokenizer=tokenizer, features=features, **composition.hyperparameters
     )
@@ -96,24 +140,27 @@ def evaluate(
     """See :meth:`hub_router.hub.Hub.evaluate`."""
     from hub_router.evaluate.columns import OWN, read_columns
     from hub_router.evaluate.comparison import check_tasks, compare, refusals
+    from hub_router.routing.registry import create
 
     with store.read() as session:
         composition = selection.usable(session, name)
         members = {member.name: member.adapter for member in composition.members}
-        features = _features(session, members)
+        columns = read_columns(
+            methods or ("base", OWN, "uniform", composition.method), {composition.method: composition.hyperparameters}
+        )
+        routers = [create(column.method, column.hyperparameters) for column in columns if column.method != OWN]
+        features = pool_features(session, members, routers)
         scored = {
             member: adapter_queries.samples(session, members[member].id, split="test")[:samples]
             for member in _chosen(composition, tasks)
         }
-    kept = {composition.method: composition.hyperparameters}
-    columns = read_columns(methods or ("base", OWN, "uniform", composition.method), kept)
     check_tasks(list(members), scored, columns, unseen=unseen)
     pool = _read(composition)
     refused = refusals(pool, columns, features)
     asked = [refused[column.title] for column in columns if column.asked and column.title in refused]
     if asked:
         raise MethodError("\n".join(asked))
-    model, tokenizer = _base(composition.base_model, device)
+    model, tokenizer = load_base(composition.base_model, device)
     able = [column for column in columns if column.title not in refused]
     table = compare(model, tokenizer, pool, scored, able, unseen=unseen, features=features, progress=progress)
     return dataclasses.replace(table, methods=tuple(column.title for column in columns), refused=refused)
@@ -131,11 +178,62 @@ def _chosen(composition: CompositionRecord, tasks: Sequence[str] | None) -> Sequ
     return [member for member in members if tasks is None or member in tasks]
 
 
-def _features(session: Session, members: Mapping[str, AdapterRecord]) -> PoolFeatures:
-    """What the catalog knows of a pool, by the encoder that it is indexed with."""
+def pool_features(session: Session, members: Mapping[str, AdapterRecord], routers: Iterable[Router]) -> PoolFeatures:
+    """What the catalog knows of a pool, by the encoder that it is indexed with, and the prototype sets that are named.
+
+    Args:
+        session (Session): a reading session.
+        members (Mapping[str, AdapterRecord]): by name in the pool.
+        routers (Iterable[Router]): methods, which may name sets; a name that is a file's is left to the engine.
+
+    Returns:
+        PoolFeatures: by name in the pool.
+
+    Raises:
+        NotInCatalogError: there is no such set or version.
+        StaleFeaturesError: weights of a set's adapters changed since; names all of them.
+    """
+    from hub_router.composition.trained import set_of
     from hub_router.search.index import indexed_encoder
 
-    return selection.features(session, members, indexed_encoder(session) or DEFAULT_ENCODER)
+    known = selection.features(session, members, indexed_encoder(session) or DEFAULT_ENCODER)
+    sets = {}
+    for name in {set_of(router) or "" for router in routers} - {""}:
+        if not _is_file(name):
+            sets[name] = _vectors(load_prototypes(session, *parse_name(name), stale=True), members)
+    return dataclasses.replace(known, prototypes=sets)
+
+
+def _vectors(found: PrototypeSetRecord, members: Mapping[str, AdapterRecord]) -> Vectors:
+    """A set's vectors of a pool's members, whose weights must be those that they were made for."""
+    vectors = {record.id: own for record, own in found.members}
+    refs = {record.ref for record, _ in found.members}
+    changed = [
+        label
+        for label, record in members.items()
+        if (record.ref in refs if record.id not in vectors else found.made_for[record.id] != record.weights_hash)
+    ]
+    if changed:
+        raise StaleFeaturesError(
+            f"prototype set {found.summary.ref} was made for other weights of: {', '.join(changed)}; train it anew with: "
+            "hub-router train, or compose the revisions that it was made for"
+        )
+    return {label: vectors[record.id] for label, record in members.items() if record.id in vectors}
+
+
+def _pinned(session: Session, hyperparameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same with the version of a prototype set, so that a later one does not change what was composed."""
+    name = hyperparameters.get("prototypes")
+    if not name:
+        return hyperparameters
+    if _is_file(name):
+        return {**hyperparameters, "prototypes": str(Path(name).expanduser().absolute())}
+    summary, _ = find_prototypes(session, *parse_name(name))
+    return {**hyperparameters, "prototypes": summary.ref}
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).expanduser().is_file()
 
 
 def _read(composition: CompositionRecord) -> Sequence[LoraAdapter]:
@@ -159,10 +257,18 @@ def _read(composition: CompositionRecord) -> Sequence[LoraAdapter]:
     return pool
 
 
-def _base(reference: str, device: str | None) -> tuple[Any, Any]:
-    """Base model and tokenizer by Hub id or folder."""
+def load_base(reference: str, device: str | None) -> tuple[Any, Any]:
+    """Base model and tokenizer.
+
+    Args:
+        reference (str): Hub id or folder.
+        device (str | None): torch device; None takes CUDA where there is one.
+
+    Returns:
+        tuple[Any, Any]: model and tokenizer.
+    """
     import torch
 
-    from hub_router.composition.base_model import load_base
+    from hub_router.composition import base_model
 
-    return load_base(reference, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return base_model.load_base(reference, device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -44,6 +44,7 @@ CONVERTIBLE: Mapping[str, Convertible] = {
 }
 # Types that PEFT converts, but not from an adapter's folder.
 BEYOND: Mapping[str, str] = {
+    "EWORA": "its experts' weights depend on the input, so no LoRA equals it",
     "MISS (bat)": "PEFT's conversion to LoRA needs the weights of the base model",
     "PSOFT": "PEFT's conversion to LoRA needs the weights of the base model",
     "TINYLORA": "PEFT's conversion to LoRA needs the weights of the base model, and the order of its modules",

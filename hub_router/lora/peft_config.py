@@ -113,7 +113,8 @@ def _foreign_config(fields: Fields, peft_type: object) -> str:
     """The reason why a config of another type is refused."""
     if isinstance(peft_type, str) and peft_type:
         shown = peft_type if peft_type.isprintable() and len(peft_type) <= 64 else short(peft_type)
-        return f"unsupported: {shown} (peft_type), only LORA and ADALORA adapters can be composed"
+        alone = "; load it alone: import hub_router.ewora, then PeftModel.from_pretrained" if shown == "EWORA" else ""
+        return f"unsupported: {shown} (peft_type), only LORA and ADALORA adapters can be composed{alone}"
     if "peft_type" in fields:
         return str(wrong("peft_type", peft_type, "'LORA'"))
     if isinstance(fields.get("config"), dict):

@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 
 from hub_router.errors import MethodError
+from hub_router.features import ModuleFeatures
 from hub_router.lora.adapter import LoraFactors
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.lora.spectrum import spectrum
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import select
 from hub_router.routing.hyperparameters import integer, positive, validate
@@ -50,21 +50,21 @@ class Arrow:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; ``P (C, D_in)`` from the catalog, or computed here."""
         directions: dict[int, torch.Tensor] = {}
         for number, (expert, part) in enumerate(zip(bank.experts, bank.slices, strict=True)):
-            known = spectra.get(adapters[expert])
-            if known is None:
-                known = spectrum(bank.module, LoraFactors(bank.A[part], bank.B[:, part], 1.0))
-            if known.direction is None:
+            found = known.spectra.get(adapters[expert])
+            if found is None:
+                found = spectrum(bank.module, LoraFactors(bank.A[part], bank.B[:, part], 1.0))
+            if found.direction is None:
                 continue
-            if known.direction.shape != (bank.d_in,):
+            if found.direction.shape != (bank.d_in,):
                 raise MethodError(
                     f"adapter {adapters[expert]!r}, module {bank.module}: the prototype has shape "
-                    f"{known.direction.shape}, expected ({bank.d_in},); recompute it with hub-router index"
+                    f"{found.direction.shape}, expected ({bank.d_in},); recompute it with hub-router index"
                 )
-            directions[number] = torch.as_tensor(known.direction)
+            directions[number] = torch.as_tensor(found.direction)
         prototypes = torch.stack(list(directions.values())) if directions else bank.A.new_zeros(0, bank.d_in)
         return Prepared(select(bank, list(directions)), {"P": prototypes})
 

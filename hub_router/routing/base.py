@@ -23,9 +23,9 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.gaussian import Gaussian
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 
 Merge = Literal["outputs", "factors"]
 
@@ -107,13 +107,13 @@ class Router(Protocol):
         """
         ...
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """Make one module's state, once.
 
         Args:
             bank (ModuleBank): stacked factors of the module, at least one candidate.
             adapters (Sequence[str]): names of the pool; ``bank.experts`` are positions in it.
-            spectra (Mapping[str, Spectrum]): what the catalog holds about this module, by adapter; may be empty.
+            known (ModuleFeatures): what is known of this module; may be empty.
 
         Returns:
             Prepared: candidates, tensors and how to sum.

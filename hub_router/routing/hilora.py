@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.gaussian import Gaussian
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.allocation import allocate
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_gateable_components
@@ -59,7 +59,7 @@ class Hilora:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; where each component goes in a table ``(C, r_max)``."""
         owners, steps = bank.component_experts, torch.arange(max(bank.ranks), device=bank.A.device)
         firsts = torch.tensor(bank.offsets[:-1], dtype=torch.int64, device=bank.A.device)

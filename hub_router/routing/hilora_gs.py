@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.gaussian import Gaussian
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.allocation import candidates, softmax
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.hyperparameters import positive, validate
@@ -46,7 +46,7 @@ class HiloraGs:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the candidates' pool positions."""
         return Prepared(bank, {"experts": torch.tensor(bank.experts, dtype=torch.int64)})
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_gateable_components
 from hub_router.routing.hyperparameters import integer, validate
@@ -46,7 +46,7 @@ class HiloraRoc:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the gate of a chosen component ``(1,)``."""
         total = sum(bank.ranks)
         scale = (total / len(bank.ranks) / min(self.top_rocs, total)) ** 0.5

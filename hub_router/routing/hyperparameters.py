@@ -124,6 +124,17 @@ def text(*, help: str) -> Any:
     return field(metadata={_RULE: rule, _HELP: help})
 
 
+def set_name() -> Any:
+    """A dataclass field that names the prototype set with a method's trained vectors; by default none.
+
+    Returns:
+        Any: the field.
+    """
+    rule = Rule("the name of a prototype set", lambda value: isinstance(value, str), str)
+    note = "prototype set of the catalog, as NAME or NAME@VERSION, or a file that was exported"
+    return field(default="", metadata={_RULE: rule, _HELP: note})
+
+
 def rule_of(hyperparameter: Any) -> Rule:
     """The rule of a dataclass field made by this file.
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_plain_factors
 from hub_router.routing.hyperparameters import choice, fraction, positive, validate
@@ -62,7 +62,7 @@ class Knots:
         return tuple(adapters)
 
     @torch.no_grad()
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the merged factors, and equal shares before any trimming."""
         US, rights = side_by_side(bank)
         count = len(rights)

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_plain_factors
 from hub_router.routing.hyperparameters import integer, validate
@@ -59,7 +59,7 @@ class Lego:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the merged components."""
         points = torch.cat([bank.A, bank.B.mT], dim=1).to(torch.float64)  # [R, D_in + D_out]
         labels = cluster(points, self.clusters, self.seed)  # [R]

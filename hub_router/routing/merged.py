@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_averageable_factors
 from hub_router.routing.one_update import one_update, whole
@@ -35,7 +35,7 @@ class Merged:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the mean factors."""
         count = len(bank.ranks)
         A = bank.A.unflatten(0, (count, -1)).mean(0)  # [r, D_in]

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import select
 
@@ -30,7 +30,7 @@ class Base:
         """See :class:`~hub_router.routing.base.Router`; nobody gets a weight."""
         return ()
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; nobody is a candidate."""
         return Prepared(select(bank, ()), {})
 

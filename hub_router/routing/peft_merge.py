@@ -31,10 +31,10 @@ import torch
 from torch import nn
 
 from hub_router.errors import MethodError
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.lora.skeleton import MAX_ELEMENTS
 from hub_router.lora.text import listing
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_averageable_factors, need_plain_factors
 from hub_router.routing.hyperparameters import choice, fraction, integer, optional_integer, positive, validate
@@ -147,7 +147,7 @@ def _members(router: Any, adapters: Sequence[str]) -> Sequence[str]:
     return tuple(adapters)
 
 
-def _prepare(router: Any, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+def _prepare(router: Any, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
     count = len(bank.ranks)
     weight = router.scale if "ties" in router.name else router.scale / count
     own = {each.name: getattr(router, each.name) for each in fields(router) if each.name not in ("scale", "seed")}

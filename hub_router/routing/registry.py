@@ -17,9 +17,12 @@ from hub_router.routing.hilora_roc import HiloraRoc
 from hub_router.routing.hyperparameters import help_of, invalid, rule_of
 from hub_router.routing.knots import Knots
 from hub_router.routing.lego import Lego
+from hub_router.routing.lora_mixer import LoraMixer
+from hub_router.routing.maple import Maple
 from hub_router.routing.merged import Merged
 from hub_router.routing.no_adapter import Base
 from hub_router.routing.peft_merge import MERGES
+from hub_router.routing.phatgoose import Phatgoose
 from hub_router.routing.retriever import Retriever
 from hub_router.routing.single import Single
 from hub_router.routing.spectr import Spectr
@@ -42,6 +45,9 @@ METHODS: Mapping[str, type[Router]] = MappingProxyType(
             Lego,
             *MERGES,
             Knots,
+            Phatgoose,
+            Maple,
+            LoraMixer,
         )
     }
 )

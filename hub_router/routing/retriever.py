@@ -9,9 +9,9 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.gaussian import Gaussian
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import need_averageable_factors
 from hub_router.routing.hyperparameters import choice, integer, validate
@@ -55,7 +55,7 @@ class Retriever:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the candidates' pool positions."""
         tensors = {"experts": torch.tensor(bank.experts, dtype=torch.int64)}
         return Prepared(bank, tensors, "factors" if self.mode == "fusion" else "outputs")

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 
 from hub_router.errors import MethodError
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.candidates import select
 from hub_router.routing.hyperparameters import text, validate
@@ -49,7 +49,7 @@ class Single:
         """See :class:`~hub_router.routing.base.Router`; the one."""
         return (self.adapter,)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the others' factors are left out."""
         position = list(adapters).index(self.adapter)
         chosen = select(bank, [number for number, expert in enumerate(bank.experts) if expert == position])

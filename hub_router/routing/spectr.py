@@ -8,9 +8,9 @@ from typing import ClassVar, cast
 
 import torch
 
+from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.lora.spectrum import svd
-from hub_router.records import Spectrum
 from hub_router.routing.base import Gates, Merge, Prepared
 from hub_router.routing.candidates import need_averageable_factors
 from hub_router.routing.hyperparameters import choice, integer, validate
@@ -58,7 +58,7 @@ class Spectr:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
         return tuple(adapters)
 
-    def prepare(self, bank: ModuleBank, adapters: Sequence[str], spectra: Mapping[str, Spectrum]) -> Prepared:
+    def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; Eq. 2 and 6, and each component's candidate."""
         aligned_A, aligned_B, ranks = [], [], []
         for part in bank.slices:

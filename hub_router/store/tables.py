@@ -24,6 +24,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
     true,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
@@ -249,7 +250,11 @@ class EncoderState(Base):
 
 
 class PrototypeSet(Base):
-    """A named, versioned set of routing prototypes, such as a MAPLE-refined child of the Arrow prototypes."""
+    """A named, versioned set of routing prototypes, such as a MAPLE-refined child of the Arrow prototypes.
+
+    ``parent_method`` is the method that it was refined from where no set is its parent; ``data_hash`` is the sha256 of
+    the training data.
+    """
 
     __tablename__ = "prototype_sets"
     __table_args__ = (UniqueConstraint("name", "version"),)
@@ -259,9 +264,13 @@ class PrototypeSet(Base):
     version: Mapped[int] = mapped_column(Integer, default=1)
     method: Mapped[str] = mapped_column(String(64))
     parent_id: Mapped[int | None] = mapped_column(ForeignKey("prototype_sets.id", ondelete="SET NULL"))
+    # Defaults as SQL, for alembic cannot compare an empty string with what the database reports.
+    parent_method: Mapped[str] = mapped_column(String(64), default="", server_default=text("''"))
     base_model: Mapped[str] = mapped_column(String(1024))
     hyperparameters: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     metrics: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    data_hash: Mapped[str] = mapped_column(String(64), default="", server_default=text("''"))
+    seed: Mapped[int | None] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(DateTime(timezone=True), default=utcnow)
 
     vectors: Mapped[list[PrototypeVector]] = relationship(cascade="all, delete-orphan")

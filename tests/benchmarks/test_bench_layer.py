@@ -25,6 +25,7 @@ from hub_router.composition.attach import attach
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.maps import LinearMap
 from hub_router.composition.plan import Plan, Planner
+from hub_router.features import ModuleFeatures
 from hub_router.gaussian import fit
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.routing.base import SequenceRouter
@@ -99,7 +100,7 @@ def routed(case: Case, factors: ModuleBank, method: str, **settings: Any) -> Hos
     planner = None
     if isinstance(router, SequenceRouter):
         planner = plan_of_one(router, factors, names, case.tokens)
-    prepared = router.prepare(factors, names, {})
+    prepared = router.prepare(factors, names, ModuleFeatures())
     update = RoutedUpdate(router, prepared, case.experts, LinearMap(host.map, lookup=False), planner)
     attach(host, {"map": update})
     return host

@@ -20,7 +20,7 @@ from hub_router.composition.maps import LinearMap
 from hub_router.composition.naive import naive_update
 from hub_router.composition.routed import RoutedModel
 from hub_router.errors import MethodError
-from hub_router.features import PoolFeatures
+from hub_router.features import ModuleFeatures, PoolFeatures
 from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.lora.bank import AdapterBank, Extra, ModuleBank
 from hub_router.routing.base import Gates, Prepared
@@ -170,7 +170,7 @@ def test_weights_of_an_embedding_are_traced(folders: dict[str, Path]) -> None:
 def test_arrow_on_an_embedding_scores_the_tokens_column() -> None:
     bank = AdapterBank(("a", "b"), stack(pool(lookup=True)[:2]).modules)
     router = create("arrow", {"top_k": 1})
-    prepared = router.prepare(bank.modules["map"], bank.adapters, {})
+    prepared = router.prepare(bank.modules["map"], bank.adapters, ModuleFeatures())
     ids = torch.arange(D_IN)
     directions = [torch.linalg.svd((B @ A).double())[2][0] for A, B in _pairs(bank.modules["map"])]
     expected = torch.stack([direction.abs() for direction in directions]).argmax(0)

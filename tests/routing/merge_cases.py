@@ -9,6 +9,7 @@ from routing_cases import MODULE, Case, assert_close, some_map
 
 from hub_router.composition.assemble import stack
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.features import ModuleFeatures
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.routing.base import Prepared, Router
 
@@ -17,7 +18,7 @@ def merge(router: Router, adapters: Sequence[LoraAdapter], module: str = MODULE)
     """The method's state of one module of a pool that it accepts."""
     pool = stack(adapters)
     router.check(pool)
-    return router.prepare(pool.modules[module], pool.adapters, {})
+    return router.prepare(pool.modules[module], pool.adapters, ModuleFeatures())
 
 
 def product(prepared: Prepared) -> torch.Tensor:

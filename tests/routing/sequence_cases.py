@@ -12,6 +12,7 @@ from routing_cases import MODULE, Case, Pair, assert_close
 
 from hub_router.composition.assemble import stack
 from hub_router.composition.naive import naive_update
+from hub_router.features import ModuleFeatures
 from hub_router.gaussian import Gaussian, fit
 from hub_router.lora.bank import ModuleBank
 from hub_router.routing.base import Gates, Prepared, Router, SequenceRouter
@@ -79,7 +80,7 @@ def spread_rows(plan: Mapping[str, torch.Tensor], shape: tuple[int, ...]) -> dic
 def module_of(router: Router, case: Case) -> Prepared:
     bank = stack(case.adapters)
     router.check(bank)
-    return router.prepare(bank.modules[MODULE], bank.adapters, {})
+    return router.prepare(bank.modules[MODULE], bank.adapters, ModuleFeatures())
 
 
 def run(prepared: Prepared, router: Router, rows: Mapping[str, torch.Tensor], x: torch.Tensor) -> tuple[Any, Gates]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from routing_cases import MODULE, Case, make_case, some_map
@@ -27,7 +28,11 @@ from hub_router.routing.base import Gates, Router, SequenceRouter
 from hub_router.routing.registry import METHODS, create
 
 TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
-SETTINGS = {"single": {"adapter": "adapter-1"}, "lego": {"clusters": 30}}
+SETTINGS = {
+    "single": {"adapter": "adapter-1"},
+    "lego": {"clusters": 30},
+    **{method: {"prototypes": "random"} for method in ("phatgoose", "maple", "lora-mixer")},
+}
 POOLS = {
     "equal": lambda: make_case([4] * 24, (3, 11), zero=(5,)),
     "ragged": lambda: make_case(
@@ -36,10 +41,20 @@ POOLS = {
 }
 
 
+def random_vectors(case: Case) -> PoolFeatures:
+    """A prototype set with a vector for every adapter and module."""
+    rng = np.random.default_rng(11)
+    vectors = {
+        each.name: {module: rng.standard_normal(case.d_in).astype(np.float32) for module in each.modules}
+        for each in case.adapters
+    }
+    return PoolFeatures(prototypes={"random": vectors})
+
+
 def engine(router: Router, case: Case, dtype: torch.dtype) -> RoutedUpdate:
     bank = stack(case.adapters)
     router.check(bank)
-    prepared = prepare(router, bank, PoolFeatures())[MODULE]
+    prepared = prepare(router, bank, random_vectors(case))[MODULE]
     planner = None
     if isinstance(router, SequenceRouter):
         state = router.plan_state(bank, gaussians_of(case))

@@ -47,8 +47,8 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0005"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 
@@ -74,7 +74,7 @@ def newer(tmp_path: Path) -> Path:
 
 def with_next(folder: Path, extra: str) -> Path:
     shutil.copytree(bundled("migrations"), folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0004_add_note.py").write_text(NEXT.format(extra=extra))
+    (folder / "versions" / "0005_add_note.py").write_text(NEXT.format(extra=extra))
     return folder
 
 
@@ -196,7 +196,7 @@ def test_upgrade_of_a_filled_database_keeps_every_row(database_url: str, newer: 
     before = counts(database_url)
     assert min(before.values()) >= 1
     status = schema.upgrade(database_url, newer)
-    assert (status.state, status.current, status.head) == ("current", "0004", "0004")
+    assert (status.state, status.current, status.head) == ("current", "0005", "0005")
     assert counts(database_url) == before
     engine = open_engine(parse_url(database_url))
     with engine.connect() as connection:
@@ -226,6 +226,14 @@ def test_a_catalog_of_the_first_release_keeps_its_rows(database_url: str) -> Non
             "VALUES (7, 'sample', 0, 'in', 'out', 'samples.jsonl')"
         )
         connection.exec_driver_sql("INSERT INTO encoder_states (encoder, dimension, generation) VALUES ('e', 4, 9)")
+        connection.exec_driver_sql(
+            "INSERT INTO prototype_sets (id, name, version, method, base_model, hyperparameters, metrics, created_at) "
+            "VALUES (1, 'set', 1, 'maple', 'org/base', '{}', '{}', '2026-01-01')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO prototype_vectors (set_id, adapter_id, module, vector, weights_hash) "
+            "VALUES (1, 7, 'm', x'0000803f', 'w')"
+        )
     engine.dispose()
     assert schema.upgrade(database_url).state == "current"
     with open_store(database_url) as store, store.read() as session:
@@ -236,11 +244,15 @@ def test_a_catalog_of_the_first_release_keeps_its_rows(database_url: str) -> Non
         assert [(sample.input, sample.given) for sample in row.samples] == [("in", False)]
         state = session.get_one(EncoderState, "e")
         assert (state.dimension, state.generation, state.gaussian_generation) == (4, 9, 0)
+        prototypes = session.get_one(PrototypeSet, 1)
+        assert (prototypes.data_hash, prototypes.seed, prototypes.parent_method) == ("", None, "")
+        assert [vector.module for vector in prototypes.vectors] == ["m"]
     migrate(database_url, "0001")
     engine = create_engine(database_url)
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT COUNT(*) FROM adapters").scalar_one() == 1
         assert connection.exec_driver_sql("SELECT input FROM adapter_samples").scalar_one() == "in"
+        assert connection.exec_driver_sql("SELECT set_id, module FROM prototype_vectors").all() == [(1, "m")]
     engine.dispose()
 
 
@@ -254,12 +266,12 @@ def test_upgrade_of_a_current_database_changes_nothing(database_url: str, add_ad
 def test_behind_is_refused_with_the_way_out(database_url: str, newer: Path) -> None:
     schema.prepare(database_url)
     status = schema.status(database_url, newer)
-    assert (status.state, status.current, status.head, status.pending) == ("behind", "0003", "0004", ("0004",))
+    assert (status.state, status.current, status.head, status.pending) == ("behind", "0004", "0005", ("0005",))
     with pytest.raises(SchemaError) as caught:
         schema.prepare(database_url, newer)
     message = str(caught.value)
     file = parse_url(database_url).database
-    for part in ("0003", "0004", f"copy {file}", "hub-router db upgrade"):
+    for part in ("0004", "0005", f"copy {file}", "hub-router db upgrade"):
         assert part in message
     assert schema.status(database_url).state == "current"
 
@@ -270,7 +282,7 @@ def test_ahead_is_refused_with_the_way_out(database_url: str, newer: Path) -> No
     for refused in (schema.prepare, schema.upgrade, open_store):
         with pytest.raises(SchemaError) as caught:
             refused(database_url)
-        for part in ("0003", "0004", "backup", "hub-router db upgrade", "pip install --upgrade hub-router"):
+        for part in ("0004", "0005", "backup", "hub-router db upgrade", "pip install --upgrade hub-router"):
             assert part in str(caught.value)
 
 
@@ -287,7 +299,7 @@ def test_foreign_database_is_left_alone(tmp_path: Path, with_revision: bool) -> 
     for refused in (schema.prepare, schema.upgrade):
         with pytest.raises(SchemaError) as caught:
             refused(url)
-        for part in ("9f3c" if with_revision else "none", "0003", "not a catalog's", "hub-router db upgrade", "-wal"):
+        for part in ("9f3c" if with_revision else "none", "0004", "not a catalog's", "hub-router db upgrade", "-wal"):
             assert part in str(caught.value)
     assert schema.status(url).state == "foreign"
     assert described(url) == before
@@ -316,8 +328,8 @@ def test_migration_that_orphans_rows_is_undone(database_url: str, tmp_path: Path
 
 def test_status_creates_nothing(tmp_path: Path) -> None:
     status = schema.status(f"sqlite:///{tmp_path / 'home' / 'catalog.db'}")
-    assert (status.state, status.current, status.head) == ("empty", None, "0003")
-    assert status.pending == ("0001", "0002", "0003")
+    assert (status.state, status.current, status.head) == ("empty", None, "0004")
+    assert status.pending == ("0001", "0002", "0003", "0004")
     assert list(tmp_path.iterdir()) == []
 
 

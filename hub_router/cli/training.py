@@ -1,0 +1,88 @@
+"""``train``: gates of a method, learned over catalogued adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hub_router.cli.compositions import labelled, named_pool, parse_settings
+from hub_router.cli.options import Call, common_options, device_option
+
+
+@click.command()
+@click.argument("method")
+@click.option("--name", metavar="SET", help="Prototype set that gets the next version. Default: the method's name.")
+@click.option(
+    "--adapters",
+    metavar="ADAPTER",
+    multiple=True,
+    help="Adapter of the pool, or LABEL=ADAPTER; repeatable, or several with commas.",
+)
+@click.option("--query", metavar="TEXT", help="Also take the adapters that search finds for TEXT.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=10, show_default=True, help="Adapters to take from --query."
+)
+@click.option("--composition", metavar="NAME", help="Take the adapters of a stored composition.")
+@click.option("--base", "--base-model", "base_model", metavar="MODEL", help="Hub id or folder. Default: the adapters'.")
+@click.option(
+    "--data",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="JSONL of input, output and adapter. Default: the catalog's samples of the adapters' tasks.",
+)
+@click.option(
+    "--set",
+    "options",
+    metavar="KEY=VALUE",
+    multiple=True,
+    callback=parse_settings,
+    help="Setting of the training or the method, e.g. --set epochs=2 --set mask=none; repeatable.",
+)
+@click.option("--log", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JSON line per step.")
+@device_option
+@common_options
+def train(
+    call: Call,
+    method: str,
+    name: str | None,
+    adapters: tuple[str, ...],
+    query: str | None,
+    limit: int,
+    composition: str | None,
+    base_model: str | None,
+    data: Path | None,
+    options: dict[str, Any],
+    log: Path | None,
+    device: str | None,
+) -> None:
+    """Train the gates of a METHOD: phatgoose, maple or lora-mixer.
+
+    Base model and adapters stay as they are. The gates become the next version of a prototype set, for compose --set
+    prototypes=SET. A run that was stopped goes on when the same command is given again.
+    """
+    refs = [ref for given in adapters for ref in given.split(",") if ref]
+    if not (refs or query or composition):
+        raise click.UsageError("name the pool: --adapters ADAPTER, --query TEXT or --composition NAME")
+    with call.hub() as hub:
+        pool = named_pool(hub, refs)
+        if composition:
+            pool += [(member.name, member.adapter) for member in hub.composition(composition).members]
+        if query:
+            known = {record.id for _, record in pool}
+            hits = hub.search(query, base_model=base_model, limit=limit)
+            pool += [(None, hit.adapter) for hit in hits if hit.adapter.id not in known]
+        made = hub.train(
+            method, labelled(pool), name=name, base_model=base_model, data=data, log=log, device=device, **options
+        )
+    call.out.document({"prototypes": f"{made.name}@{made.version}", **dataclasses.asdict(made)})
+    aside = "" if made.validation is None else f", {made.validation:.3f} on examples set aside"
+    call.out.text(
+        f"Stored {made.name}@{made.version}: {made.method} over {len(made.adapters)} adapters, {made.steps} steps on "
+        f"{made.examples} examples, loss {made.loss:.3f}{aside}."
+    )
+    chosen = shlex.quote(f"prototypes={made.name}@{made.version}")
+    call.out.remark(f"Next: hub-router compose NAME ADAPTER... --method {made.method} --set {chosen}")

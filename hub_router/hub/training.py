@@ -1,0 +1,149 @@
+"""Training over catalogued adapters: gates become the next version of a prototype set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_router.errors import HubRouterError, TrainingError
+from hub_router.hub.composing import checked_pool, load_base, pool_features
+from hub_router.hub.prototypes import PrototypeSets, check_name
+from hub_router.progress import Progress
+from hub_router.settings import Settings
+from hub_router.store import adapters as adapter_queries
+from hub_router.store import selection
+from hub_router.store.selection import AdapterRef
+from hub_router.store.session import Store
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+    from hub_router.records import AdapterRecord, Sample
+    from hub_router.training.data import Example
+    from hub_router.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What ``train`` made.
+
+    Args:
+        name (str): of the prototype set.
+        version (int): of this run.
+        method (str): that was trained.
+        adapters (tuple[str, ...]): names in the pool.
+        examples (int): that were learned from, or set aside.
+        steps (int): of the optimizer.
+        loss (float): over the last tenth of the steps, nats per answer token.
+        validation (float | None): on the examples that were set aside.
+    """
+
+    name: str
+    version: int
+    method: str
+    adapters: tuple[str, ...]
+    examples: int
+    steps: int
+    loss: float
+    validation: float | None
+
+
+def train(
+    store: Store,
+    home: Settings,
+    method: str,
+    name: str,
+    adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef],
+    *,
+    base_model: str | None,
+    data: str | Path | None,
+    options: Mapping[str, Any],
+    log: str | Path | None,
+    device: str | None,
+    progress: Progress,
+) -> TrainingSummary:
+    """See :meth:`hub_router.hub.Hub.train`."""
+    from hub_router.composition.build import compose
+    from hub_router.routing.registry import create
+    from hub_router.training.fit import fit
+    from hub_router.training.registry import create_recipe
+
+    check_name(name)
+    settings, own, hyperparameters = _sorted_out(method, options)
+    router, given = create(method, hyperparameters), _settings(create_recipe(method, own).settings, settings)
+    with store.read() as session:
+        members = selection.select(session, adapters)
+        features = pool_features(session, members, [router])
+        samples = _samples(session, members)
+    examples = _examples(data, samples, members)
+    base = base_model or selection.common_base(members)
+    pool = checked_pool(members, base, router, features)
+    folder = home.home / "training" / name
+    model, tokenizer = load_base(base, device)
+    routed = compose(model, pool, method, tokenizer=tokenizer, features=features, **hyperparameters)
+    result = fit(routed, examples, settings=given, checkpoint=folder, log=log, progress=progress, **own)
+    version = PrototypeSets(store).save(name, replace(result.prototypes, base_model=base), members)
+    return TrainingSummary(
+        name=name,
+        version=version,
+        method=method,
+        adapters=tuple(members),
+        examples=len(examples),
+        steps=result.steps,
+        loss=result.loss,
+        validation=result.validation,
+    )
+
+
+def _sorted_out(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Options of a run as settings of the loop, options of the recipe, and hyperparameters of the method."""
+    from hub_router.routing.registry import describe
+    from hub_router.training.registry import recipe_options
+    from hub_router.training.settings import TrainingSettings
+
+    valid = {
+        "training": tuple(each.name for each in fields(TrainingSettings)),
+        f"training {method}": recipe_options(method, options.get("balance")),
+        f"method {method}": tuple(each.name for each in describe(method).hyperparameters),
+    }
+    if strangers := [key for key in options if not any(key in names for names in valid.values())]:
+        lines = "\n".join(f"  {what}: {', '.join(names)}" for what, names in valid.items() if names)
+        raise TrainingError(f"there are no settings {', '.join(strangers)}; there are, of\n{lines}")
+    settings, own, hyperparameters = (
+        {key: value for key, value in options.items() if key in names} for names in valid.values()
+    )
+    return settings, own, hyperparameters
+
+
+def _settings(paper: TrainingSettings, given: Mapping[str, Any]) -> TrainingSettings:
+    """The paper's settings with those that were given; epochs that are asked for stand in the place of its steps."""
+    return replace(paper, **({"steps": None, **given} if "epochs" in given else given))
+
+
+def _samples(session: Session, members: Mapping[str, AdapterRecord]) -> dict[str, list[Sample]]:
+    return {name: list(adapter_queries.samples(session, record.id)) for name, record in members.items()}
+
+
+def _examples(
+    data: str | Path | None, samples: Mapping[str, list[Sample]], members: Mapping[str, AdapterRecord]
+) -> list[Example]:
+    """From a file, whose lines may call an adapter by its name in the pool or its reference; else from the catalog."""
+    from hub_router.training.data import from_samples, read_jsonl
+
+    if data is None:
+        examples = from_samples(samples)
+        lacking = [name for name in members if not any(each.adapter == name for each in examples)]
+        if lacking:
+            raise TrainingError(
+                f"the catalog holds no samples with an output of: {', '.join(lacking)}; add some with hub-router "
+                "samples add, leave these adapters out, or give --data FILE"
+            )
+        return examples
+    names = {record.ref: name for name, record in members.items()}
+    path = Path(data).expanduser()
+    if not path.is_file():
+        raise HubRouterError(f"training data {path} is no file, expected JSONL with input, output and adapter per line")
+    found = read_jsonl(path, [*members, *(ref for ref in names if ref not in members)])
+    return [replace(each, adapter=names.get(each.adapter, each.adapter)) for each in found]

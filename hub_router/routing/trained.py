@@ -1,0 +1,70 @@
+"""What methods with trained gates share: a vector per candidate, taken from a prototype set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from hub_router.errors import MethodError
+from hub_router.features import ModuleFeatures
+from hub_router.lora.bank import ModuleBank
+
+# Name of the trained tensor ``(C, D_in)`` in a method's state.
+PROTOTYPES = "P"
+# Of a variance, so that a vector of equal entries stays zero.
+_SMALLEST = 1e-12
+
+
+def trained_vectors(
+    bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures, prototypes: str, method: str
+) -> torch.Tensor | None:
+    """The vectors of a module's candidates from a prototype set.
+
+    Args:
+        bank (ModuleBank): the candidates.
+        adapters (Sequence[str]): names of the pool.
+        known (ModuleFeatures): of the module.
+        prototypes (str): the set's name; empty for a pool that is trained in place.
+        method (str): registry name of what needs them.
+
+    Returns:
+        torch.Tensor | None: float32 ``(C, D_in)``; None where the pool was never trained.
+
+    Raises:
+        MethodError: the set is not at hand, lacks candidates, or has vectors of another length; names all of them.
+    """
+    if prototypes not in known.prototypes:
+        if not prototypes:
+            return None
+        raise MethodError(
+            f"method {method!r}: prototype set {prototypes!r} is not at hand; in the catalog: hub-router prototypes "
+            "list, in Python: prototypes='FILE.safetensors'"
+        )
+    vectors = known.prototypes[prototypes]
+    names = [adapters[expert] for expert in bank.experts]
+    wrong = [
+        f"{name!r} has {'none' if name not in vectors else f'one of shape {vectors[name].shape}'}"
+        for name in names
+        if name not in vectors or vectors[name].shape != (bank.d_in,)
+    ]
+    if wrong:
+        raise MethodError(
+            f"method {method!r}, module {bank.module}: prototype set {prototypes!r} must hold a vector of shape "
+            f"({bank.d_in},) for every adapter, but {', '.join(wrong)}; train a set over this pool with hub-router "
+            "train, or leave these adapters out"
+        )
+    return torch.stack([torch.as_tensor(vectors[name], dtype=torch.float32) for name in names])
+
+
+def standardise(vectors: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean over the last axis and divide by the standard deviation, in float32 or wider.
+
+    Args:
+        vectors (torch.Tensor): ``(..., D)``.
+
+    Returns:
+        torch.Tensor: ``(..., D)``; zeros where all entries of a vector are equal.
+    """
+    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    return torch.nn.functional.layer_norm(wide, wide.shape[-1:], eps=_SMALLEST)

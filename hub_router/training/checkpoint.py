@@ -1,0 +1,80 @@
+"""Checkpoints of a training run: whole or not at all, and only for the run that wrote them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hub_router.errors import TrainingError
+
+_FILE = "training.pt"
+_FORMAT = "hub-router training checkpoint"
+
+
+def save(folder: Path, fingerprint: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    """Write a checkpoint in the place of the one before.
+
+    Args:
+        folder (Path): made if need be.
+        fingerprint (Mapping[str, Any]): what the run depends on, JSON values.
+        state (Mapping[str, Any]): tensors and plain values, which ``torch.load(weights_only=True)`` reads.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f".{_FILE}.{os.getpid()}"
+    try:
+        with fresh.open("wb") as file:
+            torch.save({"format": _FORMAT, "fingerprint": json.dumps(fingerprint, sort_keys=True), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(folder / _FILE)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def load(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Read a checkpoint.
+
+    Args:
+        folder (Path): as given to :func:`save`.
+        fingerprint (Mapping[str, Any]): of the run that wants to go on.
+
+    Returns:
+        dict[str, Any] | None: the state; None where there is no checkpoint.
+
+    Raises:
+        TrainingError: the file is no checkpoint, or one of another run; says in what they differ.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return None
+    try:
+        found = torch.load(path, weights_only=True, map_location="cpu")
+        theirs = json.loads(found["fingerprint"]) if found["format"] == _FORMAT else None
+    except Exception as error:
+        raise TrainingError(f"{path} cannot be read as a checkpoint: {error}; remove it to start anew") from error
+    if theirs is None:
+        raise TrainingError(f"{path} is no {_FORMAT}; give another folder")
+    ours = json.loads(json.dumps(fingerprint))
+    differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    if differing:
+        lines = "\n".join(f"  - {key}: {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)
+        raise TrainingError(
+            f"{path} is a checkpoint of another run:\n{lines}\nrun that one to its end, or give another folder"
+        )
+    return {key: value for key, value in found.items() if key not in ("format", "fingerprint")}
+
+
+def remove(folder: Path) -> None:
+    """Forget a run that is done.
+
+    Args:
+        folder (Path): as given to :func:`save`; stays, if it holds anything else.
+    """
+    (folder / _FILE).unlink(missing_ok=True)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

@@ -1,0 +1,199 @@
+"""fit: train the gates of a routed model, whatever its method."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hub_router.composition.base_model import base_name
+from hub_router.composition.routed import RoutedModel
+from hub_router.composition.text import has_encoder, pad_token
+from hub_router.errors import RoutedStateError, TrainingError
+from hub_router.progress import SILENT, Progress
+from hub_router.prototypes import PrototypeMember, Prototypes
+from hub_router.records import Sample
+from hub_router.routing.registry import hyperparameters_of
+from hub_router.training.data import (
+    Example,
+    check_examples,
+    data_hash,
+    encode,
+    from_samples,
+    read_jsonl,
+    split,
+)
+from hub_router.training.gating import Reading, training
+from hub_router.training.loop import Loop
+from hub_router.training.recipe import Recipe
+from hub_router.training.registry import create_recipe
+from hub_router.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True, eq=False)
+class FitResult:
+    """What a run made.
+
+    Args:
+        prototypes (Prototypes): the trained vectors of every adapter, for the catalog, or for a file that
+            ``compose(prototypes=FILE)`` takes (:func:`hub_router.prototypes.write_prototypes`).
+        loss (float): mean of the answer tokens' loss over the last tenth of the steps, nats.
+        validation (float | None): loss on the examples that were set aside.
+        steps (int): optimizer steps, of all phases.
+    """
+
+    prototypes: Prototypes
+    loss: float
+    validation: float | None
+    steps: int
+
+
+def fit(
+    routed: RoutedModel,
+    data: str | Path | Sequence[Example] | Mapping[str, Sequence[Sample]],
+    *,
+    settings: TrainingSettings | None = None,
+    checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> FitResult:
+    """Train a routed model's gates; base model and adapters stay as they are.
+
+    A run that was killed goes on from its last checkpoint and gives the weights of one that was not, bit for bit on a
+    CPU in float32: what a step draws depends on the seed and the step's number alone.
+
+    Args:
+        routed (RoutedModel): composed with a method that is trained (``phatgoose``, ``maple``, ``lora-mixer``); its
+            gates are the trained ones afterwards.
+        data (str | Path | Sequence[Example] | Mapping): a JSONL file with ``input``, ``output`` and ``adapter`` per
+            line, examples, or samples by adapter.
+        settings (TrainingSettings | None): None takes the paper's.
+        checkpoint (str | Path | None): folder for checkpoints, from which a stopped run goes on; removed at the end.
+        log (str | Path | None): file that gets a JSON line per step.
+        progress (Progress): told of every step, with loss and routing entropy.
+        **options (Any): the method's own, such as ``mask="none"`` of MAPLE or ``balance="aux"`` of LoRA-Mixer.
+
+    Returns:
+        FitResult: the trained vectors, and the losses.
+
+    Raises:
+        TrainingError: a method that is not trained, an invalid option, unusable data (every bad line named), or a
+            checkpoint of another run; nothing is trained then.
+        RoutedStateError: after ``detach()``, or without a tokenizer.
+    """
+    model = routed.model
+    if routed.tokenizer is None:
+        raise RoutedStateError("training reads text, and there is no tokenizer; compose(..., tokenizer=...)")
+    recipe = create_recipe(routed.method.name, options)
+    settings = recipe.settings if settings is None else settings
+    examples = _examples(data, routed.adapters)
+    learned, held = split(examples, settings.validation, settings.seed)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    encoded, held_out = (
+        encode(part, routed.adapters, routed.tokenizer, longest, has_encoder(model)) if part else []
+        for part in (learned, held)
+    )
+    reading = Reading()
+    rule = partial(recipe.gate, routed.method)
+    with torch.random.fork_rng(), training(model, rule, reading) as gates, _checkpointing(model, settings):
+        run = Loop(
+            model=model,
+            gates=gates,
+            recipe=recipe,
+            phases=recipe.phases(routed.adapters, sorted({each.adapter for each in encoded})),
+            settings=settings,
+            reading=reading,
+            pad=pad_token(model, routed.tokenizer),
+            fingerprint=_fingerprint(routed, recipe, settings, examples),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            log=None if log is None else Path(log),
+        )
+        outcome = run.go(encoded, held_out, progress)
+    measured = {"loss": outcome.loss, "validation_loss": outcome.validation, "steps": outcome.steps}
+    prototypes = _prototypes(routed, recipe, settings, examples, measured)
+    routed.keep_vectors()
+    return FitResult(prototypes, outcome.loss, outcome.validation, outcome.steps)
+
+
+def _examples(
+    data: str | Path | Sequence[Example] | Mapping[str, Sequence[Sample]], adapters: Sequence[str]
+) -> list[Example]:
+    if isinstance(data, str | Path):
+        examples = read_jsonl(Path(data), adapters)
+    else:
+        examples = from_samples(data) if isinstance(data, Mapping) else list(data)
+    check_examples(examples, adapters)
+    return examples
+
+
+def _checkpointing(model: Any, settings: TrainingSettings) -> AbstractContextManager[Any]:
+    """Activation checkpointing inside the block, where it is asked for."""
+    return _Checkpointing(model) if settings.checkpointing else nullcontext()
+
+
+class _Checkpointing:
+    """Turns a model's activation checkpointing on and, if it was off, off again."""
+
+    def __init__(self, model: Any) -> None:
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise TrainingError(f"{type(model).__name__} has no activation checkpointing; set checkpointing=False")
+        self._model, self._was_on = model, bool(getattr(model, "is_gradient_checkpointing", False))
+
+    def __enter__(self) -> None:
+        self._model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def __exit__(self, *_error: object) -> None:
+        if not self._was_on:
+            self._model.gradient_checkpointing_disable()
+
+
+def _fingerprint(
+    routed: RoutedModel, recipe: Recipe, settings: TrainingSettings, examples: Sequence[Example]
+) -> dict[str, Any]:
+    """What the weights of a run depend on."""
+    start = hashlib.sha256()
+    for name, vectors in sorted(routed.vectors.items()):
+        for module, vector in sorted(vectors.items()):
+            start.update(f"{name} {module}".encode() + vector.tobytes())
+    return {
+        "base model": base_name(routed.model),
+        "method": routed.method.name,
+        "hyperparameters": hyperparameters_of(routed.method),
+        "recipe": repr(recipe),
+        "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
+        "data": data_hash(examples),
+        "adapters": dict(routed.weights_hashes),
+        "start": start.hexdigest(),
+    }
+
+
+def _prototypes(
+    routed: RoutedModel,
+    recipe: Recipe,
+    settings: TrainingSettings,
+    examples: Sequence[Example],
+    metrics: Mapping[str, Any],
+) -> Prototypes:
+    """The trained vectors with all that they were made from."""
+    method = routed.method
+    chosen = hyperparameters_of(method)
+    start = chosen.pop("prototypes", "")
+    hashes, vectors = routed.weights_hashes, routed.vectors
+    trained = [name for name in routed.adapters if name in vectors]
+    return Prototypes(
+        method=method.name,
+        base_model=base_name(routed.model),
+        members=tuple(PrototypeMember(name, hashes[name], vectors[name]) for name in trained),
+        parent=start or chosen.get("parent", ""),
+        hyperparameters={**chosen, "recipe": repr(recipe), **settings.to_json()},
+        metrics=dict(metrics),
+        data_hash=data_hash(examples),
+        seed=settings.seed,
+    )

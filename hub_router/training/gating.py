@@ -1,0 +1,217 @@
+"""Gates while they are trained: a recipe's rule in the place of the method's, over vectors that take a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, cast
+
+import torch
+
+from hub_router.composition.attach import routed_updates
+from hub_router.composition.layer import RoutedUpdate
+from hub_router.errors import TrainingError
+from hub_router.routing.base import Gates, Router
+from hub_router.routing.trained import PROTOTYPES
+from hub_router.training.balance import Spread, entropy
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleState:
+    """What a recipe's rule sees of one module.
+
+    Args:
+        vectors (torch.Tensor): the trained vectors ``(C', D_in)``, those of ``rows``.
+        rows (torch.Tensor): int64 ``(C',)``, their candidates (0 .. C-1), ascending.
+        experts (torch.Tensor): int64 ``(C,)``, each candidate's pool position.
+        own (torch.Tensor): int64 ``(..., 1)``, pool position of each token's own adapter.
+    """
+
+    vectors: torch.Tensor
+    rows: torch.Tensor
+    experts: torch.Tensor
+    own: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What a rule says of one module's tokens.
+
+    Args:
+        gates (Gates): the gates.
+        shares (torch.Tensor | None): p of all candidates ``(..., C)``, where the rule makes them.
+        chosen (torch.Tensor | None): int64 ``(..., K)``, the candidates of largest p.
+    """
+
+    gates: Gates
+    shares: torch.Tensor | None = None
+    chosen: torch.Tensor | None = None
+
+
+class Gate(Protocol):
+    """A recipe's rule for one module's tokens; pure."""
+
+    def __call__(self, state: ModuleState, x: torch.Tensor) -> Decision:
+        """Gate tokens.
+
+        Args:
+            state (ModuleState): of the module.
+            x (torch.Tensor): its inputs ``(..., D_in)``, or token ids ``(...)``.
+
+        Returns:
+            Decision: for every token.
+        """
+        ...
+
+
+@dataclass(eq=False)
+class Reading:
+    """The batch that the model is reading, and what its modules said of it.
+
+    Attributes:
+        own (torch.Tensor): int64 ``(B,)``, each sequence's own adapter.
+        mask (torch.Tensor | None): 1 for tokens, 0 for padding ``(B, T)``.
+        spreading (bool): whether modules keep how they spread the tokens, for a balance loss.
+        observing (bool): whether they keep the entropy of their weights.
+        spreads (list[Spread]): of the forward at hand, a module each.
+        entropies (list[torch.Tensor]): mean over tokens, nats.
+    """
+
+    own: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    mask: torch.Tensor | None = None
+    spreading: bool = False
+    observing: bool = False
+    spreads: list[Spread] = field(default_factory=list)
+    entropies: list[torch.Tensor] = field(default_factory=list)
+
+    def begin(self, own: torch.Tensor, mask: torch.Tensor, *, spreading: bool, observing: bool) -> None:
+        """Look at another batch."""
+        self.own, self.mask, self.spreading, self.observing = own, mask, spreading, observing
+        self.spreads, self.entropies = [], []
+
+    def close(self) -> None:
+        """Keep nothing more: a backward that runs the forward again says nothing new."""
+        self.spreading = self.observing = False
+
+    def own_of(self, leading: Sequence[int], device: torch.device) -> torch.Tensor:
+        """Each token's own adapter.
+
+        Args:
+            leading (Sequence[int]): ``(B, T)`` or, flattened, ``(B T,)``.
+            device (torch.device): the module's.
+
+        Returns:
+            torch.Tensor: int64 ``(..., 1)``.
+        """
+        count = int(torch.Size(leading).numel())
+        if count % max(self.own.shape[0], 1):
+            raise TrainingError(
+                f"a module sees inputs of shape {tuple(leading)} in a batch of {self.own.shape[0]} sequences, so it "
+                "cannot be told which adapter's task each token is of; leave adapters of this module out"
+            )
+        return self.own.to(device).repeat_interleave(count // self.own.shape[0]).view(*leading, 1)
+
+    def note(self, decision: Decision) -> None:
+        """Keep what one module did."""
+        weights, shares, chosen = decision.gates.weights, decision.shares, decision.chosen
+        kept = self._real(weights)
+        if self.observing:
+            self.entropies.append(entropy(weights.detach()[kept]).mean())
+        if self.spreading and shares is not None and chosen is not None:
+            slots = torch.bincount(chosen[kept].flatten(), minlength=shares.shape[-1]).to(shares)
+            self.spreads.append(Spread(shares[kept], slots / slots.sum()))
+
+    def _real(self, weights: torch.Tensor) -> torch.Tensor:
+        """Which tokens are no padding, where that is known; as an index of the leading axes."""
+        leading = weights.shape[:-1]
+        if self.mask is not None and leading.numel() == self.mask.numel():
+            return self.mask.to(weights.device).bool().view(leading)
+        return torch.ones(leading, dtype=torch.bool, device=weights.device)
+
+
+class TrainedGate:
+    """Stands in a module's update for its router, as long as its vectors are trained.
+
+    Args:
+        update (RoutedUpdate): of the module; its router is put back by :func:`training`.
+        gate (Gate): the recipe's rule.
+        reading (Reading): shared by all modules.
+    """
+
+    name: ClassVar[str] = "training"
+    title: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+    projects: ClassVar[bool] = False
+
+    def __init__(self, update: RoutedUpdate, gate: Gate, reading: Reading) -> None:
+        self.router: Router = update.router
+        self._update = update
+        self._gate = gate
+        self._reading = reading
+        self.rows = torch.arange(update.candidates, device=update.A.device)
+        self.vectors = update.state()[PROTOTYPES].detach().clone()
+
+    def select(self, experts: Sequence[int]) -> torch.Tensor | None:
+        """Train the vectors of some adapters alone.
+
+        Args:
+            experts (Sequence[int]): pool positions.
+
+        Returns:
+            torch.Tensor | None: the leaf that takes the gradient ``(C', D_in)``; None where they are no candidates.
+        """
+        kept = torch.isin(self._update.experts, torch.tensor(list(experts), device=self._update.experts.device))
+        self.rows = kept.nonzero().squeeze(-1)
+        self.vectors = self.stored.index_select(0, self.rows).clone()
+        if not self.rows.numel():
+            return None
+        return self.vectors.requires_grad_()
+
+    def put(self) -> None:
+        """Write the trained vectors into the module."""
+        self.stored.index_copy_(0, self.rows, self.vectors.detach())
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """The module's own vectors ``(C, D_in)``, written to by :meth:`put`."""
+        return self._update.state()[PROTOTYPES]
+
+    def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
+        """See :class:`~hub_router.routing.base.Router`; the recipe's rule."""
+        leading = x.shape[:-1] if x.is_floating_point() else x.shape
+        state = ModuleState(self.vectors, self.rows, self._update.experts, self._reading.own_of(leading, x.device))
+        decision = self._gate(state, x)
+        if self._reading.observing or self._reading.spreading:
+            self._reading.note(decision)
+        return decision.gates
+
+
+@contextmanager
+def training(model: Any, gate: Gate, reading: Reading) -> Iterator[dict[str, TrainedGate]]:
+    """Let a recipe's rule gate a routed model, whose parameters take no gradient meanwhile.
+
+    Args:
+        model (PreTrainedModel): a routed model's.
+        gate (Gate): the rule.
+        reading (Reading): told of every batch.
+
+    Yields:
+        dict[str, TrainedGate]: by module path, those with candidates.
+    """
+    updates = {update.module: update for _, update in routed_updates(model) if update.candidates}
+    gates = {name: TrainedGate(update, gate, reading) for name, update in updates.items()}
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    mode = model.training
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        for name, update in updates.items():
+            update.router = cast(Router, gates[name])
+        yield gates
+    finally:
+        for name, update in updates.items():
+            update.router = gates[name].router
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+        model.train(mode)

@@ -1,0 +1,85 @@
+"""Every recipe by its method's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any, cast
+
+from hub_router.errors import TrainingError
+from hub_router.training.balance import BALANCE_LOSSES, BalanceLoss, Specialisation
+from hub_router.training.lora_mixer import LoraMixerRecipe
+from hub_router.training.maple import MapleRecipe
+from hub_router.training.phatgoose import PhatgooseRecipe
+from hub_router.training.recipe import Recipe
+
+_BALANCE, NONE = "balance", "none"
+
+RECIPES: Mapping[str, type[Recipe]] = MappingProxyType(
+    {recipe.name: recipe for recipe in (PhatgooseRecipe, MapleRecipe, LoraMixerRecipe)}
+)
+
+
+def create_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe:
+    """Make a recipe.
+
+    Args:
+        name (str): a method that is trained.
+        options (Mapping[str, Any] | None): of :func:`recipe_options`.
+
+    Returns:
+        Recipe: ready to train.
+
+    Raises:
+        TrainingError: unknown method or option, or an invalid value; names the valid ones.
+    """
+    recipe = _recipe(name)
+    given = dict(options or {})
+    if strangers := sorted(set(given) - set(recipe_options(name, given.get(_BALANCE)))):
+        valid = ", ".join(recipe_options(name, given.get(_BALANCE))) or "none"
+        raise TrainingError(f"method {name!r} is trained without options {', '.join(strangers)}; it has: {valid}")
+    if _has_balance(recipe):
+        named = given.pop(_BALANCE, Specialisation.name)
+        coefficients = {key: given.pop(key) for key in list(given) if key != "loss"}
+        given["loss"] = None if named == NONE else _loss(named)(**coefficients)
+    return recipe(**given)
+
+
+def recipe_options(name: str, balance: str | None = None) -> tuple[str, ...]:
+    """Names of a recipe's options: its fields; for a balance loss ``balance``, its name, and the loss's own fields.
+
+    Args:
+        name (str): a method that is trained.
+        balance (str | None): the balance loss that is asked for; None for the default one.
+
+    Returns:
+        tuple[str, ...]: keywords of ``fit``.
+
+    Raises:
+        TrainingError: there is no such recipe or loss.
+    """
+    recipe = _recipe(name)
+    if not _has_balance(recipe):
+        return tuple(each.name for each in fields(cast(Any, recipe)))
+    if balance == NONE:
+        return (_BALANCE,)
+    return (_BALANCE, *(each.name for each in fields(cast(Any, _loss(balance or Specialisation.name)))))
+
+
+def _recipe(name: str) -> type[Recipe]:
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise TrainingError(f"method {name!r} is not trained; methods that are: {', '.join(RECIPES)}")
+    return recipe
+
+
+def _loss(name: str) -> type[BalanceLoss]:
+    loss = BALANCE_LOSSES.get(name)
+    if loss is None:
+        raise TrainingError(f"balance={name!r}, expected {NONE} or one of {', '.join(BALANCE_LOSSES)}")
+    return loss
+
+
+def _has_balance(recipe: type[Recipe]) -> bool:
+    return "loss" in {each.name for each in fields(cast(Any, recipe))}
