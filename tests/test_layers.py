@@ -24,7 +24,7 @@ GROUND = {
     "records",
     "settings",
 }
-ENGINE = {"lora", "routing", "composition", "evaluate", "ewora"}
+ENGINE = {"lora", "routing", "composition", "training", "evaluate", "ewora"}
 CATALOG = {"store", "sync", "search"}
 ALLOWED = {
     "encoder": {"errors", "progress", "settings"},

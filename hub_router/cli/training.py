@@ -59,10 +59,11 @@ def train(
     log: Path | None,
     device: str | None,
 ) -> None:
-    """Train the gates of a METHOD: phatgoose, maple or lora-mixer.
+    """Train the gates of a method over a pool; they become a prototype set.
 
-    Base model and adapters stay as they are. The gates become the next version of a prototype set, for compose --set
-    prototypes=SET. A run that was stopped goes on when the same command is given again.
+    METHOD is phatgoose, maple or lora-mixer. Base model and adapters stay as they are. The gates become the next
+    version of the set, for compose --set prototypes=SET. A run that was stopped goes on when the same command is given
+    again.
     """
     refs = [ref for given in adapters for ref in given.split(",") if ref]
     if not (refs or query or composition):

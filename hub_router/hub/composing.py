@@ -56,7 +56,7 @@ def define(
     router = create(method, hyperparameters)
     check_trained(router)
     with store.read() as session:
-        hyperparameters = _pinned(session, hyperparameters)
+        hyperparameters = pinned(session, hyperparameters)
         router = create(method, hyperparameters)
         members = selection.select(session, adapters)
         features = pool_features(session, members, [router])
@@ -215,14 +215,25 @@ def _vectors(found: PrototypeSetRecord, members: Mapping[str, AdapterRecord]) ->
     ]
     if changed:
         raise StaleFeaturesError(
-            f"prototype set {found.summary.ref} was made for other weights of: {', '.join(changed)}; train it anew with: "
-            "hub-router train, or compose the revisions that it was made for"
+            f"prototype set {found.summary.ref} was made for other weights of: {', '.join(changed)}; train it anew "
+            "with: hub-router train, or compose the revisions that it was made for"
         )
     return {label: vectors[record.id] for label, record in members.items() if record.id in vectors}
 
 
-def _pinned(session: Session, hyperparameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same with the version of a prototype set, so that a later one does not change what was composed."""
+def pinned(session: Session, hyperparameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Name the version of a prototype set, so that a later one does not change what was composed.
+
+    Args:
+        session (Session): a reading session.
+        hyperparameters (Mapping[str, Any]): of a method.
+
+    Returns:
+        Mapping[str, Any]: the same where no set is named; a file's path is made absolute.
+
+    Raises:
+        NotInCatalogError: there is no such set or version.
+    """
     name = hyperparameters.get("prototypes")
     if not name:
         return hyperparameters

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import HubRouterError, TrainingError
-from hub_router.hub.composing import checked_pool, load_base, pool_features
+from hub_router.hub.composing import checked_pool, load_base, pinned, pool_features
 from hub_router.hub.prototypes import PrototypeSets, check_name
 from hub_router.progress import Progress
 from hub_router.settings import Settings
@@ -70,10 +70,13 @@ def train(
     from hub_router.training.fit import fit
     from hub_router.training.registry import create_recipe
 
-    check_name(name)
     settings, own, hyperparameters = _sorted_out(method, options)
-    router, given = create(method, hyperparameters), _settings(create_recipe(method, own).settings, settings)
+    given = _settings(create_recipe(method, own).settings, settings)
+    check_name(name)
+    create(method, hyperparameters)
     with store.read() as session:
+        hyperparameters = pinned(session, hyperparameters)
+        router = create(method, hyperparameters)
         members = selection.select(session, adapters)
         features = pool_features(session, members, [router])
         samples = _samples(session, members)
@@ -97,7 +100,7 @@ def train(
     )
 
 
-def _sorted_out(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _sorted_out(method: str, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """Options of a run as settings of the loop, options of the recipe, and hyperparameters of the method."""
     from hub_router.routing.registry import describe
     from hub_router.training.registry import recipe_options

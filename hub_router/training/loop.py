@@ -200,8 +200,8 @@ class Loop:
         norm = float(torch.nn.utils.clip_grad_norm_(leaves, settings.clip))
         if not math.isfinite(task + balance) or not math.isfinite(norm):
             raise TrainingError(
-                f"{self.recipe.name}, step {position.steps + 1}: the loss is {task + balance}, its gradient {norm} long;"
-                f" lower learning_rate ({settings.learning_rate}), or load the base model in bfloat16 or float32"
+                f"{self.recipe.name}, step {position.step}: the loss is {task + balance}, its gradient {norm} long; "
+                f"lower learning_rate ({settings.learning_rate}), or load the base model in bfloat16 or float32"
             )
         optimizer.step()
         position.losses.append(task)

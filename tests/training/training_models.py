@@ -1,0 +1,103 @@
+"""Adapters of one tiny Llama, tasks that each of them is best at, and what must not change while gates are trained."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from compose_models import ALL, ATTENTION, MLP, llama, prompt_ids, save_adapter
+
+from hub_router.composition.attach import routed_updates
+from hub_router.composition.build import compose
+from hub_router.composition.routed import RoutedModel
+from hub_router.features import Vectors
+from hub_router.training import Example
+
+KINDS: dict[str, dict[str, Any]] = {
+    "attention": {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION},
+    "mlp": {"r": 8, "lora_alpha": 4, "target_modules": MLP, "use_rslora": True},
+    "all": {"r": 3, "lora_alpha": 6, "target_modules": ALL},
+    "layer": {"r": 2, "lora_alpha": 8, "target_modules": ATTENTION, "layers_to_transform": [1]},
+}
+
+
+def save_pool(root: Path) -> dict[str, Path]:
+    return {name: save_adapter(llama(), root / name, seed, **kind) for seed, (name, kind) in enumerate(KINDS.items())}
+
+
+def make_examples(pool: Mapping[str, Path], tokenizer: Any, count: int = 12, seed: int = 0) -> list[Example]:
+    """Prompts of random letters; the answer is the letter that the base model with the task's adapter likes best."""
+    letters = tokenizer(string.ascii_lowercase, add_special_tokens=False)["input_ids"]
+    draw = random.Random(seed)
+    found = []
+    for name in pool:
+        routed = compose(llama(), pool, "single", adapter=name)
+        for _ in range(count):
+            prompt = "".join(draw.choices(string.ascii_lowercase, k=draw.randint(3, 9))) + " "
+            with torch.no_grad():
+                logits = routed(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1]
+            found.append(Example(name, prompt, string.ascii_lowercase[int(logits[letters].argmax())]))
+    return found
+
+
+def logits(routed: RoutedModel) -> torch.Tensor:
+    with torch.no_grad():
+        return routed(input_ids=prompt_ids(2, 9)).logits
+
+
+def same_vectors(one: Vectors, other: Vectors) -> bool:
+    """Every bit of every vector."""
+    return {name: set(each) for name, each in one.items()} == {name: set(each) for name, each in other.items()} and all(
+        np.array_equal(vector, other[name][module]) for name, each in one.items() for module, vector in each.items()
+    )
+
+
+def distance(one: Vectors, other: Vectors) -> float:
+    """Largest difference of two sets of the same adapters and modules."""
+    assert {name: set(each) for name, each in one.items()} == {name: set(each) for name, each in other.items()}
+    return max(
+        float(np.abs(vector - other[name][module]).max()) for name, each in one.items() for module, vector in each.items()
+    )
+
+
+class Frozen:
+    """A routed model's state apart from its vectors, and the process's random state.
+
+    Args:
+        routed (RoutedModel): as it is now.
+    """
+
+    def __init__(self, routed: RoutedModel) -> None:
+        self._routed = routed
+        self._before = self._state()
+
+    def check(self) -> None:
+        """All of it is as it was."""
+        now = self._state()
+        assert now.keys() == self._before.keys()
+        for name, value in self._before.items():
+            same = torch.equal(value, now[name]) if isinstance(value, torch.Tensor) else value == now[name]
+            assert same, name
+
+    def _state(self) -> dict[str, Any]:
+        model = self._routed.model
+        found: dict[str, Any] = {f"parameter {n}": p.detach().clone() for n, p in model.named_parameters()}
+        found |= {f"requires_grad {n}": p.requires_grad for n, p in model.named_parameters()}
+        found |= {f"grad {n}": p.grad is None for n, p in model.named_parameters()}
+        found |= {f"training {n}": module.training for n, module in model.named_modules()}
+        found |= {
+            f"buffer {n}": b.detach().clone() for n, b in model.named_buffers() if not n.endswith("hub_router_update.router_P")
+        }
+        found |= {f"router {u.module}": type(u.router).__name__ for _, u in routed_updates(model)}
+        found |= {f"handles {u.module}": len(u.handles) for _, u in routed_updates(model)}
+        found["torch"] = torch.random.get_rng_state().clone()
+        found["numpy"] = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+        found["python"] = random.getstate()
+        found["threads"] = torch.get_num_threads()
+        found["grad mode"] = torch.is_grad_enabled()
+        return found
