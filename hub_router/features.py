@@ -11,7 +11,7 @@ import numpy as np
 from hub_router.gaussian import Gaussian
 from hub_router.records import Spectrum
 
-# Trained vectors by adapter, then by module, float32 ``(D_in,)``.
+# Trained vectors by adapter, then by module, float32 ``(D,)``, of most methods ``(D_in,)``.
 Vectors = Mapping[str, Mapping[str, np.ndarray]]
 
 
@@ -21,7 +21,7 @@ class ModuleFeatures:
 
     Args:
         spectra (Mapping[str, Spectrum]): by adapter.
-        prototypes (Mapping[str, Mapping[str, np.ndarray]]): trained vectors ``(D_in,)`` by set, then by adapter.
+        prototypes (Mapping[str, Mapping[str, np.ndarray]]): trained vectors ``(D,)`` by set, then by adapter.
     """
 
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)

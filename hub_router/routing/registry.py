@@ -18,8 +18,10 @@ from hub_router.routing.hyperparameters import help_of, invalid, rule_of
 from hub_router.routing.knots import Knots
 from hub_router.routing.lego import Lego
 from hub_router.routing.lora_mixer import LoraMixer
+from hub_router.routing.lorahub import Lorahub
 from hub_router.routing.maple import Maple
 from hub_router.routing.merged import Merged
+from hub_router.routing.mole import Mole
 from hub_router.routing.no_adapter import Base
 from hub_router.routing.peft_merge import MERGES
 from hub_router.routing.phatgoose import Phatgoose
@@ -48,6 +50,8 @@ METHODS: Mapping[str, type[Router]] = MappingProxyType(
             Phatgoose,
             Maple,
             LoraMixer,
+            Lorahub,
+            Mole,
         )
     }
 )

@@ -10,14 +10,21 @@ from hub_router.errors import MethodError
 from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import ModuleBank
 
-# Name of the trained tensor ``(C, D_in)`` in a method's state.
+# Name of the trained tensor ``(C, D)``, of most methods ``(C, D_in)``, in a method's state.
 PROTOTYPES = "P"
 # Of a variance, so that a vector of equal entries stays zero.
 _SMALLEST = 1e-12
 
 
 def trained_vectors(
-    bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures, prototypes: str, method: str
+    bank: ModuleBank,
+    adapters: Sequence[str],
+    known: ModuleFeatures,
+    prototypes: str,
+    method: str,
+    *,
+    width: int | None = None,
+    advice: str = "train a set over this pool with hub-router train, or leave these adapters out",
 ) -> torch.Tensor | None:
     """The vectors of a module's candidates from a prototype set.
 
@@ -27,9 +34,11 @@ def trained_vectors(
         known (ModuleFeatures): of the module.
         prototypes (str): the set's name; empty for a pool that is trained in place.
         method (str): registry name of what needs them.
+        width (int | None): length D of a vector; None for the module's D_in.
+        advice (str): what to do about vectors that are missing or of another length.
 
     Returns:
-        torch.Tensor | None: float32 ``(C, D_in)``; None where the pool was never trained.
+        torch.Tensor | None: float32 ``(C, D)``; None where the pool was never trained.
 
     Raises:
         MethodError: the set is not at hand, lacks candidates, or has vectors of another length; names all of them.
@@ -41,18 +50,17 @@ def trained_vectors(
             f"method {method!r}: prototype set {prototypes!r} is not at hand; in the catalog: hub-router prototypes "
             "list, in Python: prototypes='FILE.safetensors'"
         )
-    vectors = known.prototypes[prototypes]
+    vectors, shape = known.prototypes[prototypes], (bank.d_in if width is None else width,)
     names = [adapters[expert] for expert in bank.experts]
     wrong = [
         f"{name!r} has {'none' if name not in vectors else f'one of shape {vectors[name].shape}'}"
         for name in names
-        if name not in vectors or vectors[name].shape != (bank.d_in,)
+        if name not in vectors or vectors[name].shape != shape
     ]
     if wrong:
         raise MethodError(
             f"method {method!r}, module {bank.module}: prototype set {prototypes!r} must hold a vector of shape "
-            f"({bank.d_in},) for every adapter, but {', '.join(wrong)}; train a set over this pool with hub-router "
-            "train, or leave these adapters out"
+            f"{shape} for every adapter, but {', '.join(wrong)}; {advice}"
         )
     return torch.stack([torch.as_tensor(vectors[name], dtype=torch.float32) for name in names])
 

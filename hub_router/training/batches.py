@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,24 @@ def collate(examples: Sequence[Encoded], pad: int, model: Any, encoder: bool, de
     starts = torch.tensor([len(each.prompt) for each in examples], device=device)
     labels = ids.masked_fill((steps < starts.unsqueeze(-1)) | (mask == 0), _NO_LABEL)
     return Batch({"input_ids": ids, "attention_mask": mask}, labels, own, shifted=True)
+
+
+def predict(model: Any, batch: Batch, precision: str) -> torch.Tensor:
+    """Run a model over a batch.
+
+    Args:
+        model (PreTrainedModel): any with logits.
+        batch (Batch): from :func:`collate`.
+        precision (str): ``float32``, or ``bfloat16`` for autocast.
+
+    Returns:
+        torch.Tensor: logits ``(B, T, V)``.
+    """
+    bfloat16 = precision == "bfloat16"
+    cast = torch.autocast(batch.labels.device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()
+    options = {"use_cache": False} if hasattr(model.config, "use_cache") else {}
+    with cast:
+        return model(**batch.inputs, **options).logits
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -79,7 +79,8 @@ def read_jsonl(path: Path, adapters: Sequence[str]) -> list[Example]:
         TrainingError: the file cannot be read, or holds no example; or lists every line that is none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(), which also splits at characters that JSON allows inside a text, such as U+2028.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"training data {path} cannot be read: {error}") from error
     examples, faults = [], []
@@ -184,7 +185,8 @@ def encode(
     encoded, wrong = [], []
     for each, prompt, answer in zip(examples, prompts, learned, strict=True):
         room = None if longest is None else longest - (0 if encoder else len(answer) + len(end))
-        if not answer or not prompt or (room is not None and room < 1):
+        long = longest is not None and len(answer) + len(end) > longest
+        if not answer or not prompt or long or (room is not None and room < 1):
             wrong.append(each)
             continue
         kept = prompt if room is None else prompt[-room:]
@@ -205,7 +207,7 @@ def _example(line: str, adapters: Sequence[str]) -> Example | str:
     """An example, or what is wrong with the line."""
     try:
         entry = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return f"no JSON: {error}"
     if not isinstance(entry, dict):
         return f"a {type(entry).__name__}, expected an object"

@@ -31,8 +31,9 @@ from hub_router.training.data import (
 )
 from hub_router.training.gating import Reading, training
 from hub_router.training.loop import Loop
-from hub_router.training.recipe import Recipe
+from hub_router.training.recipe import Recipe, SearchRecipe
 from hub_router.training.registry import create_recipe
+from hub_router.training.search import Search
 from hub_router.training.settings import TrainingSettings
 
 
@@ -70,8 +71,8 @@ def fit(
     CPU in float32: what a step draws depends on the seed and the step's number alone.
 
     Args:
-        routed (RoutedModel): composed with a method that is trained (``phatgoose``, ``maple``, ``lora-mixer``); its
-            gates are the trained ones afterwards.
+        routed (RoutedModel): composed with a method that is trained (``phatgoose``, ``maple``, ``lora-mixer``,
+            ``lorahub``, ``mole``); its gates are the trained ones afterwards.
         data (str | Path | Sequence[Example] | Mapping): a JSONL file with ``input``, ``output`` and ``adapter`` per
             line, examples, or samples by adapter.
         settings (TrainingSettings | None): None takes the paper's.
@@ -102,18 +103,23 @@ def fit(
     )
     reading = Reading()
     rule = partial(recipe.gate, routed.method)
-    with torch.random.fork_rng(), training(model, rule, reading) as gates, _checkpointing(model, settings):
-        run = Loop(
-            model=model,
-            gates=gates,
-            recipe=recipe,
-            phases=recipe.phases(routed.adapters, sorted({each.adapter for each in encoded})),
-            settings=settings,
-            reading=reading,
-            pad=pad_token(model, routed.tokenizer),
-            fingerprint=_fingerprint(routed, recipe, settings, examples),
-            checkpoint=None if checkpoint is None else Path(checkpoint),
-            log=None if log is None else Path(log),
+    with torch.random.fork_rng(), training(model, rule, reading) as gates, checkpointing(model, settings):
+        phases = recipe.phases(routed.adapters, sorted({each.adapter for each in encoded}))
+        common: dict[str, Any] = {
+            "model": model,
+            "gates": gates,
+            "recipe": recipe,
+            "settings": settings,
+            "reading": reading,
+            "pad": pad_token(model, routed.tokenizer),
+            "fingerprint": _fingerprint(routed, recipe, settings, examples),
+            "checkpoint": None if checkpoint is None else Path(checkpoint),
+            "log": None if log is None else Path(log),
+        }
+        run: Loop | Search = (
+            Search(phase=phases[0], adapters=routed.adapters, **common)
+            if isinstance(recipe, SearchRecipe)
+            else Loop(phases=phases, **common)
         )
         outcome = run.go(encoded, held_out, progress)
     measured = {"loss": outcome.loss, "validation_loss": outcome.validation, "steps": outcome.steps}
@@ -133,8 +139,19 @@ def _examples(
     return examples
 
 
-def _checkpointing(model: Any, settings: TrainingSettings) -> AbstractContextManager[Any]:
-    """Activation checkpointing inside the block, where it is asked for."""
+def checkpointing(model: Any, settings: TrainingSettings) -> AbstractContextManager[Any]:
+    """Activation checkpointing inside the block, where it is asked for.
+
+    Args:
+        model (PreTrainedModel): any.
+        settings (TrainingSettings): of the run.
+
+    Returns:
+        AbstractContextManager[Any]: leaves the model as it was.
+
+    Raises:
+        TrainingError: the model has none.
+    """
     return _Checkpointing(model) if settings.checkpointing else nullcontext()
 
 

@@ -26,12 +26,16 @@ class ModuleState:
         rows (torch.Tensor): int64 ``(C',)``, their candidates (0 .. C-1), ascending.
         experts (torch.Tensor): int64 ``(C,)``, each candidate's pool position.
         own (torch.Tensor): int64 ``(..., 1)``, pool position of each token's own adapter.
+        tensors (Mapping[str, torch.Tensor]): all of the method's state, its vectors as they were before training.
+        h (torch.Tensor | None): ``A x`` ``(..., R)``, where the method projects.
     """
 
     vectors: torch.Tensor
     rows: torch.Tensor
     experts: torch.Tensor
     own: torch.Tensor
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    h: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +134,23 @@ class Reading:
         return torch.ones(leading, dtype=torch.bool, device=weights.device)
 
 
+class Trainable(Protocol):
+    """Tensors that the loop trains, of one module."""
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """What the model holds ``(C, D)``, which a checkpoint keeps and brings back."""
+        ...
+
+    def select(self, experts: Sequence[int]) -> torch.Tensor | None:
+        """The leaf that takes the gradient in a phase over these pool positions; None where there is none."""
+        ...
+
+    def put(self) -> None:
+        """Write what was trained to where the model holds it."""
+        ...
+
+
 class TrainedGate:
     """Stands in a module's update for its router, as long as its vectors are trained.
 
@@ -142,10 +163,10 @@ class TrainedGate:
     name: ClassVar[str] = "training"
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
-    projects: ClassVar[bool] = False
 
     def __init__(self, update: RoutedUpdate, gate: Gate, reading: Reading) -> None:
         self.router: Router = update.router
+        self.projects = update.router.projects
         self._update = update
         self._gate = gate
         self._reading = reading
@@ -173,6 +194,11 @@ class TrainedGate:
         self.stored.index_copy_(0, self.rows, self.vectors.detach())
 
     @property
+    def experts(self) -> list[int]:
+        """Pool positions of the candidates whose vectors are trained ``(C',)``."""
+        return self._update.experts.index_select(0, self.rows).tolist()
+
+    @property
     def stored(self) -> torch.Tensor:
         """The module's own vectors ``(C, D_in)``, written to by :meth:`put`."""
         return self._update.state()[PROTOTYPES]
@@ -180,7 +206,8 @@ class TrainedGate:
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`; the recipe's rule."""
         leading = x.shape[:-1] if x.is_floating_point() else x.shape
-        state = ModuleState(self.vectors, self.rows, self._update.experts, self._reading.own_of(leading, x.device))
+        own = self._reading.own_of(leading, x.device)
+        state = ModuleState(self.vectors, self.rows, self._update.experts, own, tensors, h)
         decision = self._gate(state, x)
         if self._reading.observing or self._reading.spreading:
             self._reading.note(decision)

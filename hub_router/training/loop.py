@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -20,10 +19,10 @@ from hub_router.composition.text import has_encoder
 from hub_router.errors import TrainingError
 from hub_router.progress import Advance, Progress
 from hub_router.training import checkpoint
-from hub_router.training.batches import Batch, collate, draw
+from hub_router.training.batches import Batch, collate, draw, predict
 from hub_router.training.data import Encoded
-from hub_router.training.gating import Reading, TrainedGate
-from hub_router.training.recipe import Phase, Recipe
+from hub_router.training.gating import Reading, Trainable
+from hub_router.training.recipe import Objective, Phase
 from hub_router.training.settings import TrainingSettings
 
 # Steps between two looks at the routing entropy, which costs a few small operations per module.
@@ -64,12 +63,12 @@ class _Position:
 
 @dataclass(eq=False)
 class Loop:
-    """A run over a routed model whose gates :func:`~hub_router.training.gating.training` holds.
+    """A run over a model whose trained tensors take gradients, such as the gates of a routed one.
 
     Args:
-        model (PreTrainedModel): the routed model's.
-        gates (Mapping[str, TrainedGate]): by module path.
-        recipe (Recipe): the method's.
+        model (PreTrainedModel): what is run.
+        gates (Mapping[str, Trainable]): by module path, as :func:`~hub_router.training.gating.training` yields them.
+        recipe (Objective): the method's.
         phases (Sequence[Phase]): its parts.
         settings (TrainingSettings): of the loop.
         reading (Reading): what the gates are told of each batch.
@@ -80,8 +79,8 @@ class Loop:
     """
 
     model: Any
-    gates: Mapping[str, TrainedGate]
-    recipe: Recipe
+    gates: Mapping[str, Trainable]
+    recipe: Objective
     phases: Sequence[Phase]
     settings: TrainingSettings
     reading: Reading
@@ -217,7 +216,7 @@ class Loop:
         if observed and self.reading.entropies:
             self._entropy = line["entropy"] = float(torch.stack(self.reading.entropies).mean())
         self._write(line)
-        return f"loss {task:.3f}, entropy {self._entropy:.2f}"
+        return f"loss {task:.3f}" + ("" if math.isnan(self._entropy) else f", entropy {self._entropy:.2f}")
 
     def _backward(self, batch: Sequence[Encoded], done: float, observed: bool) -> tuple[float, float]:
         """Gradients of a batch, part by part; its task loss per answer token and its balance loss."""
@@ -253,11 +252,7 @@ class Loop:
         return collate(examples, self.pad, self.model, has_encoder(self.model), self._device)
 
     def _logits(self, batch: Batch) -> torch.Tensor:
-        bfloat16 = self.settings.precision == "bfloat16"
-        cast = torch.autocast(self._device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()
-        options = {"use_cache": False} if hasattr(self.model.config, "use_cache") else {}
-        with cast:
-            return self.model(**batch.inputs, **options).logits
+        return predict(self.model, batch, self.settings.precision)
 
     def _goes_on(self, position: _Position, leaves: Mapping[str, torch.Tensor], aside: Sequence[Encoded]) -> bool:
         """Evaluate; keep the vectors if they are the best; whether the phase goes on."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -29,15 +29,35 @@ class Phase:
     tasks: tuple[int, ...]
 
 
-class Recipe(Protocol):
-    """How a method's vectors are trained: a frozen dataclass whose fields are its options.
+class Objective(Protocol):
+    """What the loop of gradient steps asks.
 
     Attributes:
         name (str): the method's registry name.
-        settings (TrainingSettings): the paper's.
     """
 
     name: ClassVar[str]
+
+    def balance(self, spreads: Sequence[Spread], done: float) -> torch.Tensor | None:
+        """The loss beside the task's.
+
+        Args:
+            spreads (Sequence[Spread]): of all modules.
+            done (float): share of the phase's steps that are done.
+
+        Returns:
+            torch.Tensor | None: scalar; None where there is none.
+        """
+        ...
+
+
+class Recipe(Objective, Protocol):
+    """How a method's vectors are trained: a frozen dataclass whose fields are its options.
+
+    Attributes:
+        settings (TrainingSettings): the paper's.
+    """
+
     settings: ClassVar[TrainingSettings]
 
     def phases(self, adapters: Sequence[str], tasks: Sequence[int]) -> Sequence[Phase]:
@@ -56,14 +76,51 @@ class Recipe(Protocol):
         """The rule that gates tokens while training; see :class:`~hub_router.training.gating.Gate`."""
         ...
 
-    def balance(self, spreads: Sequence[Spread], done: float) -> torch.Tensor | None:
-        """The loss beside the task's.
+
+@runtime_checkable
+class SearchRecipe(Recipe, Protocol):
+    """A recipe whose vectors are one number per adapter, the same in all modules, found without gradients.
+
+    A step of its settings is an evaluation of the loss; rate, schedule and the like mean nothing to it.
+    """
+
+    shots: int
+
+    def optimizer(self, adapters: int, evaluations: int, seed: int) -> Searcher:
+        """A fresh optimizer, which proposes alike for equal arguments and losses.
 
         Args:
-            spreads (Sequence[Spread]): of all modules.
-            done (float): share of the phase's steps that are done.
+            adapters (int): E, how many numbers there are.
+            evaluations (int): how many proposals it will make.
+            seed (int): of its draws.
 
         Returns:
-            torch.Tensor | None: scalar; None where there is none.
+            Searcher: at its start.
+
+        Raises:
+            TrainingError: a package that it needs is not installed; says how to install it.
         """
+        ...
+
+    def penalty(self, weights: Sequence[float]) -> float:
+        """What is added to the task's loss.
+
+        Args:
+            weights (Sequence[float]): a number per adapter.
+
+        Returns:
+            float: nats.
+        """
+        ...
+
+
+class Searcher(Protocol):
+    """A gradient-free optimizer: asked for a proposal, then told its loss."""
+
+    def ask(self) -> list[float]:
+        """The next proposal, a number per adapter."""
+        ...
+
+    def tell(self, loss: float) -> None:
+        """The loss of the proposal at hand."""
         ...

@@ -8,16 +8,18 @@ from types import MappingProxyType
 from typing import Any, cast
 
 from hub_router.errors import TrainingError
-from hub_router.training.balance import BALANCE_LOSSES, BalanceLoss, Specialisation
+from hub_router.training.balance import BALANCE_LOSSES, BalanceLoss
 from hub_router.training.lora_mixer import LoraMixerRecipe
+from hub_router.training.lorahub import LorahubRecipe
 from hub_router.training.maple import MapleRecipe
+from hub_router.training.mole import MoleRecipe
 from hub_router.training.phatgoose import PhatgooseRecipe
 from hub_router.training.recipe import Recipe
 
 _BALANCE, NONE = "balance", "none"
 
 RECIPES: Mapping[str, type[Recipe]] = MappingProxyType(
-    {recipe.name: recipe for recipe in (PhatgooseRecipe, MapleRecipe, LoraMixerRecipe)}
+    {recipe.name: recipe for recipe in (PhatgooseRecipe, MapleRecipe, LoraMixerRecipe, LorahubRecipe, MoleRecipe)}
 )
 
 
@@ -40,7 +42,7 @@ def create_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe
         valid = ", ".join(recipe_options(name, given.get(_BALANCE))) or "none"
         raise TrainingError(f"method {name!r} is trained without options {', '.join(strangers)}; it has: {valid}")
     if _has_balance(recipe):
-        named = given.pop(_BALANCE, Specialisation.name)
+        named = given.pop(_BALANCE, _own_loss(recipe))
         coefficients = {key: given.pop(key) for key in list(given) if key != "loss"}
         given["loss"] = None if named == NONE else _loss(named)(**coefficients)
     return recipe(**given)
@@ -64,7 +66,7 @@ def recipe_options(name: str, balance: str | None = None) -> tuple[str, ...]:
         return tuple(each.name for each in fields(cast(Any, recipe)))
     if balance == NONE:
         return (_BALANCE,)
-    return (_BALANCE, *(each.name for each in fields(cast(Any, _loss(balance or Specialisation.name)))))
+    return (_BALANCE, *(each.name for each in fields(cast(Any, _loss(balance or _own_loss(recipe))))))
 
 
 def _recipe(name: str) -> type[Recipe]:
@@ -79,6 +81,11 @@ def _loss(name: str) -> type[BalanceLoss]:
     if loss is None:
         raise TrainingError(f"balance={name!r}, expected {NONE} or one of {', '.join(BALANCE_LOSSES)}")
     return loss
+
+
+def _own_loss(recipe: type[Recipe]) -> str:
+    """Name of the balance loss that a recipe has by default."""
+    return cast(Any, recipe)().loss.name
 
 
 def _has_balance(recipe: type[Recipe]) -> bool:

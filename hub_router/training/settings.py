@@ -65,11 +65,12 @@ class TrainingSettings:
             "weight_decay": (_within(self.weight_decay, 0, math.inf), "a number of at least 0"),
             "clip": (_within(self.clip, 0, math.inf, open_below=True), "a number above 0"),
             "precision": (self.precision in PRECISIONS, " or ".join(PRECISIONS)),
+            "checkpointing": (isinstance(self.checkpointing, bool), "True or False"),
             "validation": (_within(self.validation, 0, 1), "a number from 0, below 1"),
             "evaluate_every": (_count(self.evaluate_every, 0), "an integer of at least 0"),
             "patience": (_count(self.patience, 0), "an integer of at least 0"),
             "save_every": (_count(self.save_every, 1), "an integer of at least 1"),
-            "seed": (_count(self.seed, 0), "an integer of at least 0"),
+            "seed": (_count(self.seed, 0) and self.seed < 2**31, "an integer from 0, below 2^31"),
         }
         faults = [
             f"{name}={getattr(self, name)!r}, expected {valid}" for name, (good, valid) in rules.items() if not good

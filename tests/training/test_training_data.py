@@ -291,7 +291,7 @@ def test_draw_depends_on_seed_phase_and_step_alone() -> None:
     assert draw(data, 8, (0, 0, 3)) == first
     others = [draw(data, 8, seed) for seed in ((1, 0, 3), (0, 1, 3), (0, 0, 4))]
     assert all(other != first for other in others)
-    assert draw(data, 5, (0, 0, 3)) != first[:5] or len(first) == 8
+    assert len(draw(data, 5, (0, 0, 3))) == 5
 
 
 def test_adapters_are_drawn_uniformly_and_their_examples_too() -> None:

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from compose_models import ALL, ATTENTION, MLP, llama, prompt_ids, save_adapter
+from peft import LoraConfig, get_peft_model
 
 from hub_router.composition.attach import routed_updates
 from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
 from hub_router.features import Vectors
 from hub_router.training import Example
+from hub_router.training.batches import collate
+from hub_router.training.data import encode
 
 KINDS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION},
@@ -43,6 +46,38 @@ def make_examples(pool: Mapping[str, Path], tokenizer: Any, count: int = 12, see
                 logits = routed(input_ids=torch.tensor([tokenizer(prompt)["input_ids"]])).logits[0, -1]
             found.append(Example(name, prompt, string.ascii_lowercase[int(logits[letters].argmax())]))
     return found
+
+
+# Two adapters for each answer, so that one is left when the other is masked.
+TWINS = {"add": "yes", "sum": "yes", "cut": "no", "del": "no"}
+
+
+def twin_examples(count: int = 12) -> list[Example]:
+    """The first letters of a prompt say what to answer."""
+    draw = random.Random(1)
+    return [
+        Example(name, f"{name} {''.join(draw.choices(string.ascii_lowercase, k=4))}:", answer)
+        for name, answer in TWINS.items()
+        for _ in range(count)
+    ]
+
+
+def train_twins(root: Path, tokenizer: Any) -> dict[str, Path]:
+    """Adapters that PEFT trained, each on its own task alone."""
+    folders = {}
+    for seed, name in enumerate(TWINS):
+        torch.manual_seed(seed)
+        wrapped = get_peft_model(llama(), LoraConfig(r=2, lora_alpha=4, target_modules=ALL, lora_dropout=0.0))
+        optimizer = torch.optim.AdamW([each for each in wrapped.parameters() if each.requires_grad], lr=3e-2)
+        own = [each for each in twin_examples() if each.adapter == name]
+        batch = collate(encode(own, tuple(TWINS), tokenizer, None, False), 0, wrapped, False, torch.device("cpu"))
+        for _ in range(30):
+            optimizer.zero_grad()
+            (batch.loss(wrapped(**batch.inputs).logits) / batch.learned).backward()
+            optimizer.step()
+        wrapped.save_pretrained(root / name)
+        folders[name] = root / name
+    return folders
 
 
 def logits(routed: RoutedModel) -> torch.Tensor:
@@ -89,7 +124,8 @@ class Frozen:
         found: dict[str, Any] = {f"parameter {n}": p.detach().clone() for n, p in model.named_parameters()}
         found |= {f"requires_grad {n}": p.requires_grad for n, p in model.named_parameters()}
         found |= {f"grad {n}": p.grad is None for n, p in model.named_parameters()}
-        found |= {f"training {n}": module.training for n, module in model.named_modules()}
+        # The updates' own flag means nothing.
+        found |= {f"training {n}": m.training for n, m in model.named_modules() if not n.endswith("hub_router_update")}
         found |= {
             f"buffer {n}": b.detach().clone() for n, b in model.named_buffers() if not n.endswith("hub_router_update.router_P")
         }
