@@ -100,7 +100,9 @@ def train(
     )
 
 
-def _sorted_out(method: str, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
+def _sorted_out(
+    method: str, options: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
     """Options of a run as settings of the loop, options of the recipe, and hyperparameters of the method."""
     from hub_router.routing.registry import describe
     from hub_router.training.registry import recipe_options

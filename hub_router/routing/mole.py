@@ -21,8 +21,8 @@ _COLUMNS, _COMPONENTS, _LENGTHS = "columns", "components", "T"
 # Of a squared length, so that an input without any output has scores of 0 and finite gradients.
 _SMALLEST = 1e-24
 _ADVICE = (
-    "a gate of mole reads the outputs of all adapters that it was trained over: compose just those, or train a set over "
-    "this pool with hub-router train mole"
+    "its gate reads the outputs of all adapters that it was trained over: compose just those, or train a set over this "
+    "pool with hub-router train mole"
 )
 
 
@@ -106,7 +106,7 @@ class Mole:
 
 
 def _columns(bank: ModuleBank) -> torch.Tensor:
-    """Which column of a stored N belongs to each component, int64 ``(R,)``: candidates in the order of their digests."""
+    """Which column of a stored N belongs to each component, int64 ``(R,)``: candidates by their digests."""
     digests = []
     for part in bank.slices:
         digest = hashlib.blake2b(bank.A[part].contiguous().cpu().numpy().tobytes())

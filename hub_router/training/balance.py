@@ -125,7 +125,7 @@ class MutualInformation:
 
 @dataclass(frozen=True)
 class Variance:
-    """`AESL`_'s ``alpha sum_i p_bar_i f_bar_i - gamma mean_n mean_i (p_ni - p_bar_i)^2``: even load, unlike tokens apart.
+    """`AESL`_'s ``alpha sum_i p_bar_i f_bar_i - gamma mean_n mean_i (p_ni - p_bar_i)^2``: even load, tokens apart.
 
     The variance of each expert's share over the tokens is the paper's variance loss, here its mean over tokens, so that
     a batch's size does not weigh. Its orthogonality loss is left out: it is one of the experts' outputs, which the
@@ -152,22 +152,22 @@ class Variance:
 class PoissonNormal:
     """`GMoE <https://arxiv.org/abs/2412.16216>`_: each token's shares like a Poisson law, the load like a normal one.
 
-    ``distinction E_n[D(q, sort p_n)] + balance D(g, sort p_bar)`` with ``D(a, b) = sum_i a_i |log(a_i / b_i)|``, where
+    ``distinction E_n[D(q, sort p_n)] + alpha D(g, sort p_bar)`` with ``D(a, b) = sum_i a_i |log(a_i / b_i)|``, where
     all are in descending order, q is the Poisson law of ``rate`` at 1 .. C and g the normal one of mean and deviation
     C/2 at 0 .. C - 1, both made to sum to 1. D has the absolute values of the authors' program.
 
     Left out, as no functions of one batch's shares: the graph that their router is; the load of all steps before, in
-    the place of which stands p_bar; and learning rate and deviation, which stay at their first values.
+    the place of which stands p_bar; and learning the two laws' parameters, which stay at their first values.
 
     Args:
+        alpha (float): coefficient of the normal part.
         distinction (float): coefficient of the Poisson part.
-        balance (float): coefficient of the normal part.
         rate (float): of the Poisson law; from 0 to 2 it descends.
     """
 
     name: ClassVar[str] = "gmoe"
+    alpha: float = 0.1
     distinction: float = 0.1
-    balance: float = 0.1
     rate: float = 1.5
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class PoissonNormal:
         half = len(places) / 2
         normal = torch.softmax(-0.5 * ((places - half) / half).square(), dim=-1).sort(descending=True).values
         apart = _apart(poisson, spread.shares).mean()
-        return ramp * (self.distinction * apart + self.balance * _apart(normal, spread.mean))
+        return ramp * (self.distinction * apart + self.alpha * _apart(normal, spread.mean))
 
 
 def _apart(target: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

@@ -234,7 +234,8 @@ class Loop:
                 beside = beside * (len(part) / len(batch))
                 loss = loss + beside
             loss.backward()
-            sums += torch.tensor([float(task) / tokens, 0.0 if beside is None else float(beside)], dtype=torch.float64)
+            beside_value = 0.0 if beside is None else float(beside.detach())
+            sums += torch.tensor([float(task.detach()) / tokens, beside_value], dtype=torch.float64)
         if ranks.num_processes > 1:
             sums = reduce(sums.to(self._device, torch.float32), "sum")
         return float(sums[0]), float(sums[1])

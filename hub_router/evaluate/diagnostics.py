@@ -1,0 +1,110 @@
+"""What is read off routing weights and prototypes beside accuracy: entropy, effective rank, cosines, expert load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from hub_router.composition.routed import RoutedModel
+from hub_router.errors import RoutedStateError
+
+_SMALLEST = 1e-30
+
+
+def entropy(weights: torch.Tensor) -> torch.Tensor:
+    """Routing entropy H of expert weights (`MAPLE <https://openreview.net/forum?id=YxVebk7kIw>`_, Sec. 3.1).
+
+    Args:
+        weights (torch.Tensor): ``(..., E)``, not negative; divided by their sum first.
+
+    Returns:
+        torch.Tensor: nats ``(...)``, from 0 (one expert) to log E; 0 where all weights are 0.
+    """
+    shares = weights / weights.sum(-1, keepdim=True).clamp_min(_SMALLEST)
+    return -(shares * shares.clamp_min(_SMALLEST).log()).sum(-1)
+
+
+def routing_entropies(routed: RoutedModel, prompts: Sequence[str]) -> list[float]:
+    """Mean routing entropy of each prompt, over its tokens and all modules.
+
+    Args:
+        routed (RoutedModel): with a tokenizer.
+        prompts (Sequence[str]): read one by one, so that none is padded.
+
+    Returns:
+        list[float]: nats, in the order of the prompts.
+
+    Raises:
+        RoutedStateError: there is no tokenizer.
+    """
+    return [
+        float(torch.stack([entropy(weights).mean() for weights in _weights(routed, prompt).values()]).mean())
+        for prompt in prompts
+    ]
+
+
+def expert_load(routed: RoutedModel, prompts: Sequence[str]) -> torch.Tensor:
+    """Mean weight of every adapter over tokens, modules and prompts (`LoRA-Mixer`_, Fig. 3 and 4).
+
+    .. _LoRA-Mixer: https://arxiv.org/abs/2507.00029
+
+    Args:
+        routed (RoutedModel): with a tokenizer.
+        prompts (Sequence[str]): at least one.
+
+    Returns:
+        torch.Tensor: ``(E,)`` in the order of ``routed.adapters``; sums to 1.
+
+    Raises:
+        RoutedStateError: there is no tokenizer.
+    """
+    totals = torch.stack(
+        [
+            torch.stack([weights.flatten(0, -2).mean(0) for weights in _weights(routed, prompt).values()]).mean(0)
+            for prompt in prompts
+        ]
+    ).mean(0)
+    return totals / totals.sum().clamp_min(_SMALLEST)
+
+
+def effective_rank(matrix: torch.Tensor) -> float:
+    """``exp(H(s / sum s))`` of a matrix's singular values s (`MAPLE`_, Fig. 5).
+
+    .. _MAPLE: https://openreview.net/forum?id=YxVebk7kIw
+
+    Args:
+        matrix (torch.Tensor): ``(N, D)``, such as the prototypes of one module.
+
+    Returns:
+        float: between 1 and min(N, D); 0 for a matrix of zeros.
+    """
+    values = torch.linalg.svdvals(matrix.to(torch.float64))
+    total = values.sum()
+    return float(entropy(values).exp()) if total > 0 else 0.0
+
+
+def pairwise_cosines(vectors: torch.Tensor) -> torch.Tensor:
+    """Cosines between the rows of a matrix (`MAPLE`_, Fig. 3).
+
+    .. _MAPLE: https://openreview.net/forum?id=YxVebk7kIw
+
+    Args:
+        vectors (torch.Tensor): ``(N, D)``.
+
+    Returns:
+        torch.Tensor: of each pair once, ``(N (N - 1) / 2,)``.
+    """
+    unit = torch.nn.functional.normalize(vectors.to(torch.float64), dim=-1)
+    above, below = torch.triu_indices(len(unit), len(unit), offset=1)
+    return (unit @ unit.mT)[above, below]
+
+
+def _weights(routed: RoutedModel, prompt: str) -> Mapping[str, torch.Tensor]:
+    """Expert weights ``(1, T, E)`` by module, of one prompt."""
+    if routed.tokenizer is None:
+        raise RoutedStateError("routing of prompts reads text, and there is no tokenizer; compose(..., tokenizer=...)")
+    inputs = routed.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(routed.model.device)
+    with torch.inference_mode(), routed.trace() as trace:
+        routed(**inputs)
+    return trace.weights
