@@ -43,6 +43,7 @@ from hub_router.cli.options import Call, common_options, device_option
     help="Setting of the training or the method, e.g. --set epochs=2 --set mask=none; repeatable.",
 )
 @click.option("--log", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JSON line per step.")
+@click.option("--dry-run", is_flag=True, help="Check adapters, base model, data and settings; train nothing.")
 @device_option
 @common_options
 def train(
@@ -57,6 +58,7 @@ def train(
     data: Path | None,
     options: dict[str, Any],
     log: Path | None,
+    dry_run: bool,
     device: str | None,
 ) -> None:
     """Train the gates of a method over a pool; they become a prototype set.
@@ -77,13 +79,26 @@ def train(
             hits = hub.search(query, base_model=base_model, limit=limit)
             pool += [(None, hit.adapter) for hit in hits if hit.adapter.id not in known]
         made = hub.train(
-            method, labelled(pool), name=name, base_model=base_model, data=data, log=log, device=device, **options
+            method,
+            labelled(pool),
+            name=name,
+            base_model=base_model,
+            data=data,
+            log=log,
+            device=device,
+            dry_run=dry_run,
+            **options,
         )
-    call.out.document({"prototypes": f"{made.name}@{made.version}", **dataclasses.asdict(made)})
+    ref = None if dry_run else f"{made.name}@{made.version}"
+    call.out.document({"prototypes": ref, **dataclasses.asdict(made)})
+    if dry_run:
+        plan = f"{made.steps} steps on {made.examples} examples"
+        call.out.text(f"Would train {made.method} over {len(made.adapters)} adapters: {plan}.")
+        return
     aside = "" if made.validation is None else f", {made.validation:.3f} on examples set aside"
     call.out.text(
-        f"Stored {made.name}@{made.version}: {made.method} over {len(made.adapters)} adapters, {made.steps} steps on "
+        f"Stored {ref}: {made.method} over {len(made.adapters)} adapters, {made.steps} steps on "
         f"{made.examples} examples, loss {made.loss:.3f}{aside}."
     )
-    chosen = shlex.quote(f"prototypes={made.name}@{made.version}")
+    chosen = shlex.quote(f"prototypes={ref}")
     call.out.remark(f"Next: hub-router compose NAME ADAPTER... --method {made.method} --set {chosen}")

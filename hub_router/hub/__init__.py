@@ -501,6 +501,7 @@ class Hub:
         data: str | Path | None = None,
         log: str | Path | None = None,
         device: str | None = None,
+        dry_run: bool = False,
         **options: Any,
     ) -> TrainingSummary:
         """Train a method's gates over a pool; base model and adapters stay as they are.
@@ -517,6 +518,7 @@ class Hub:
                 default the catalog's samples of the adapters' tasks.
             log (str | Path | None): file that gets a JSON line per step.
             device (str | None): as for :meth:`load`.
+            dry_run (bool): check everything, but load no weights of the base model, and train nothing.
             **options (Any): settings of the training (``epochs``, ``learning_rate``, ...), of the method's training
                 (``mask`` of MAPLE, ``balance`` of LoRA-Mixer, ...), and the method's hyperparameters.
 
@@ -538,6 +540,7 @@ class Hub:
             options=options,
             log=log,
             device=device,
+            dry_run=dry_run,
             progress=self.progress,
         )
 

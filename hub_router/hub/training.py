@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from hub_router.records import AdapterRecord, Sample
     from hub_router.training.data import Example
+    from hub_router.training.recipe import Recipe
     from hub_router.training.settings import TrainingSettings
 
 
@@ -31,22 +32,22 @@ class TrainingSummary:
 
     Args:
         name (str): of the prototype set.
-        version (int): of this run.
+        version (int | None): of this run; None where nothing was trained.
         method (str): that was trained.
         adapters (tuple[str, ...]): names in the pool.
         examples (int): that were learned from, or set aside.
         steps (int): of the optimizer.
-        loss (float): over the last tenth of the steps, nats per answer token.
+        loss (float | None): over the last tenth of the steps, nats per answer token.
         validation (float | None): on the examples that were set aside.
     """
 
     name: str
-    version: int
+    version: int | None
     method: str
     adapters: tuple[str, ...]
     examples: int
     steps: int
-    loss: float
+    loss: float | None
     validation: float | None
 
 
@@ -62,6 +63,7 @@ def train(
     options: Mapping[str, Any],
     log: str | Path | None,
     device: str | None,
+    dry_run: bool,
     progress: Progress,
 ) -> TrainingSummary:
     """See :meth:`hub_router.hub.Hub.train`."""
@@ -71,7 +73,8 @@ def train(
     from hub_router.training.registry import create_recipe
 
     settings, own, hyperparameters = _sorted_out(method, options)
-    given = _settings(create_recipe(method, own).settings, settings)
+    recipe = create_recipe(method, own)
+    given = _settings(recipe.settings, settings)
     check_name(name)
     create(method, hyperparameters)
     with store.read() as session:
@@ -83,6 +86,10 @@ def train(
     examples = _examples(data, samples, members)
     base = base_model or selection.common_base(members)
     pool = checked_pool(members, base, router, features)
+    names = tuple(members)
+    if dry_run:
+        steps = _planned(recipe, names, examples, given)
+        return TrainingSummary(name, None, method, names, len(examples), steps, None, None)
     folder = home.home / "training" / name
     model, tokenizer = load_base(base, device)
     routed = compose(model, pool, method, tokenizer=tokenizer, features=features, **hyperparameters)
@@ -92,7 +99,7 @@ def train(
         name=name,
         version=version,
         method=method,
-        adapters=tuple(members),
+        adapters=names,
         examples=len(examples),
         steps=result.steps,
         loss=result.loss,
@@ -125,6 +132,16 @@ def _sorted_out(
 def _settings(paper: TrainingSettings, given: Mapping[str, Any]) -> TrainingSettings:
     """The paper's settings with those that were given; epochs that are asked for stand in the place of its steps."""
     return replace(paper, **({"steps": None, **given} if "epochs" in given else given))
+
+
+def _planned(recipe: Recipe, names: Sequence[str], examples: Sequence[Example], settings: TrainingSettings) -> int:
+    """Steps of all phases."""
+    from hub_router.training.data import split
+    from hub_router.training.loop import planned_steps
+
+    learned, _ = split(examples, settings.validation, settings.seed)
+    adapters = [names.index(each.adapter) for each in learned]
+    return sum(planned_steps(phase, adapters, settings) for phase in recipe.phases(names, sorted(set(adapters))))
 
 
 def _samples(session: Session, members: Mapping[str, AdapterRecord]) -> dict[str, list[Sample]]:

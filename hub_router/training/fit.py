@@ -186,7 +186,7 @@ def _fingerprint(
         "recipe": repr(recipe),
         "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
         "data": data_hash(examples),
-        "adapters": dict(routed.weights_hashes),
+        "adapters": list(routed.weights_hashes.items()),  # vectors are rows in their order
         "start": start.hexdigest(),
     }
 

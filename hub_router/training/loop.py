@@ -106,7 +106,8 @@ class Loop:
         self._device = next(self.model.parameters()).device
         self._ranks = PartialState(cpu=self._device.type == "cpu")
         position, optimizer_state = self._restore()
-        totals = [self._steps(phase, learned) for phase in self.phases]
+        adapters = [each.adapter for each in learned]
+        totals = [planned_steps(phase, adapters, self.settings) for phase in self.phases]
         with progress.task(f"training {self.recipe.name}", sum(totals)) as advance:
             advance(position.steps)
             while position.phase < len(self.phases):
@@ -120,12 +121,6 @@ class Loop:
             validation=sum(validations) / len(validations) if validations else None,
             steps=position.steps,
         )
-
-    def _steps(self, phase: Phase, learned: Sequence[Encoded]) -> int:
-        if self.settings.steps is not None:
-            return self.settings.steps
-        count = sum(each.adapter in phase.tasks for each in learned)
-        return max(1, math.ceil(count * self.settings.epochs / self.settings.batch_size))
 
     def _phase(
         self,
@@ -337,6 +332,23 @@ class Loop:
         if self.log is not None and self._ranks.is_main_process:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def planned_steps(phase: Phase, adapters: Sequence[int], settings: TrainingSettings) -> int:
+    """Optimizer steps of a phase, where no patience ends it.
+
+    Args:
+        phase (Phase): of a run.
+        adapters (Sequence[int]): pool position of the adapter of each example to learn from.
+        settings (TrainingSettings): of the loop.
+
+    Returns:
+        int: at least 1.
+    """
+    if settings.steps is not None:
+        return settings.steps
+    count = sum(adapter in phase.tasks for adapter in adapters)
+    return max(1, math.ceil(count * settings.epochs / settings.batch_size))
 
 
 def _parts(examples: Sequence[Encoded], size: int) -> Iterator[Sequence[Encoded]]:

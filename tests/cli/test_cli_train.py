@@ -81,6 +81,16 @@ def test_data_of_a_file_and_of_a_composition(run: Run, run_json: Callable[..., A
     assert (made["examples"], made["prototypes"]) == (3, "lora-mixer@1")
 
 
+def test_a_dry_run_checks_all_and_trains_nothing(run: Run, run_json: Callable[..., Any], home: Path) -> None:
+    planned = run_json("train", "phatgoose", *MEMBERS, *QUICK, "--dry-run")
+    assert (planned["prototypes"], planned["version"], planned["steps"]) == (None, None, 9)
+    assert planned["steps"] == run_json("train", "phatgoose", *MEMBERS, *QUICK)["steps"]
+    one = run_json("train", "maple", *MEMBERS, "--dry-run", "--set", "epochs=3", "--set", "batch_size=2")
+    assert one["steps"] == -(-3 * one["examples"] // 2)
+    assert "maks" in run("train", "maple", *MEMBERS, "--dry-run", "--set", "maks=1", status=1).stderr
+    assert [each["name"] for each in run_json("prototypes", "list")["sets"]] == ["phatgoose"]
+
+
 def test_bad_lines_are_all_named_and_nothing_is_trained(run: Run, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     good = json.dumps({"input": "Is it?", "output": "yes", "adapter": "moods"})
