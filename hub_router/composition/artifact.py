@@ -28,6 +28,7 @@ from hub_router.composition.assemble import stack
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.plan import Planner
 from hub_router.composition.reference import describe_base, loose_buffers
+from hub_router.composition.trained import trained_key
 from hub_router.errors import ArtifactError
 from hub_router.features import PoolFeatures
 from hub_router.gaussian import Gaussian
@@ -78,6 +79,7 @@ class Artifact:
         buffers (Mapping[str, torch.Tensor]): what a checkpoint of the base model leaves out.
         tokenizer (Path | None): folder of the tokenizer, where one was saved.
         plan (PlanState | None): of a method that decides per sequence.
+        trained (bool): whether the router state holds trained vectors.
         features (PoolFeatures): Gaussians of the adapters' samples, where they were known.
     """
 
@@ -89,6 +91,7 @@ class Artifact:
     buffers: Mapping[str, torch.Tensor]
     tokenizer: Path | None
     plan: PlanState | None = None
+    trained: bool = False
     features: PoolFeatures = field(default_factory=PoolFeatures)
 
 
@@ -135,6 +138,7 @@ def write(
             "modules": _write_state(fresh / STATE, updates, _beside(model, planner, known)),
             "tasks": {"encoder": features.encoder, "samples": {name: each.samples for name, each in known.items()}},
             "encoder": None if planner is None else planner.encoder.name,
+            "trained": trained_key(router) in features.prototypes,
             "base": describe_base(model, fresh),
             "tokenizer": tokenizer is not None,
         }
@@ -194,6 +198,7 @@ def _decode(folder: Path, manifest: Mapping[str, Any]) -> Artifact:
         buffers=_under(_BUFFER, state),
         tokenizer=folder / TOKENIZER if manifest["tokenizer"] else None,
         plan=None if manifest.get("encoder") is None else PlanState(manifest["encoder"], _under(_PLAN, state)),
+        trained=bool(manifest.get("trained")),
         features=_features(manifest.get("tasks", {"encoder": None, "samples": {}}), state),
     )
 

@@ -23,7 +23,7 @@ from hub_router.composition.setup import Background, Setup, install, make_setup
 from hub_router.composition.tasks import Samples
 from hub_router.composition.text import generate_texts, stream_text
 from hub_router.composition.trace import Trace, traced
-from hub_router.composition.trained import set_of, vectors_of_prepared, vectors_of_updates
+from hub_router.composition.trained import set_of, trained_key, vectors_of_prepared, vectors_of_updates
 from hub_router.errors import ArtifactError, HubRouterError, IncompatibleAdaptersError, MethodError, RoutedStateError
 from hub_router.features import Vectors
 from hub_router.lora.adapter import LoraAdapter
@@ -100,6 +100,8 @@ class RoutedModel:
     @property
     def vectors(self) -> Vectors:
         """The gates' vectors, float32 ``(D_in,)`` by adapter and module; empty where the method is not trained."""
+        if set_of(self.method) is None:
+            return {}
         return vectors_of_updates((update for _, update in routed_updates(self.model)), self.adapters)
 
     def keep_vectors(self) -> None:
@@ -107,7 +109,7 @@ class RoutedModel:
         self.method = replace(self.method, prototypes="")  # type: ignore[type-var]
         for _, update in routed_updates(self.model):
             update.router = self.method
-        self._background = self._background.with_vectors("", self.vectors)
+        self._background = self._background.with_vectors(cast(str, trained_key(self.method)), self.vectors)
 
     def __repr__(self) -> str:
         state = "" if self._attached else ", detached"
@@ -280,8 +282,8 @@ class RoutedModel:
         if saved.plan is not None and encoder is not None:
             planner = Planner(cast(SequenceRouter, router), saved.plan.state, encoder, tokenizer)
         background = Background(saved.features, encoder=encoder)
-        if (trained := set_of(router)) is not None:
-            background = background.with_vectors(trained, vectors_of_prepared(saved.prepared, names))
+        if saved.trained and (key := trained_key(router)) is not None:
+            background = background.with_vectors(key, vectors_of_prepared(saved.prepared, names))
         setup = Setup(router, saved.adapters, saved.prepared, plan, planner, plan.notes, background)
         return cls.attached(model, tokenizer, setup)
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from hub_router.composition.layer import RoutedUpdate
-from hub_router.errors import StaleFeaturesError
+from hub_router.errors import ArtifactError, StaleFeaturesError
 from hub_router.features import PoolFeatures, Vectors
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.prototypes import read_prototypes
 from hub_router.routing.base import Prepared, Router
-from hub_router.routing.trained import PROTOTYPES
+from hub_router.routing.trained import PROTOTYPES, in_place
 
 
 def set_of(router: Router) -> str | None:
@@ -28,6 +28,31 @@ def set_of(router: Router) -> str | None:
         str | None: empty where it was trained in place, or not yet; None for a method without trained vectors.
     """
     return getattr(router, "prototypes", None)
+
+
+def is_set_file(name: str) -> bool:
+    """Whether the name of a prototype set is that of a file; no set of a catalog has such a name.
+
+    Args:
+        name (str): as a method has it.
+
+    Returns:
+        bool: whether it has a folder in it, or ends in .safetensors.
+    """
+    return name.endswith(".safetensors") or "/" in name or "\\" in name
+
+
+def trained_key(router: Router) -> str | None:
+    """The name under which a method's vectors are known.
+
+    Args:
+        router (Router): the method.
+
+    Returns:
+        str | None: of its set, or of a training in place; None for a method without trained vectors.
+    """
+    name = set_of(router)
+    return name or in_place(getattr(router, "kind", router.name)) if name is not None else None
 
 
 def with_set_file(features: PoolFeatures, router: Router, pool: Sequence[LoraAdapter]) -> PoolFeatures:
@@ -45,9 +70,14 @@ def with_set_file(features: PoolFeatures, router: Router, pool: Sequence[LoraAda
         ArtifactError: the file is no prototype set.
         StaleFeaturesError: adapters have other weights than the members of their names; names all of them.
     """
-    name = set_of(router)
-    if not name or name in features.prototypes or not Path(name).expanduser().is_file():
+    name = set_of(router) or ""
+    known = features.prototypes.get(name, {})
+    if not is_set_file(name) or all(each.name in known for each in pool):
         return features
+    if not Path(name).expanduser().is_file():
+        if known:
+            return features
+        raise ArtifactError(f"prototype set {name} is no file; write one with hub-router prototypes export SET {name}")
     found = read_prototypes(Path(name).expanduser())
     by_weights = {member.weights_hash: member for member in found.members}
     named = {member.name for member in found.members}
@@ -58,7 +88,7 @@ def with_set_file(features: PoolFeatures, router: Router, pool: Sequence[LoraAda
             "train, or use the adapters that it was made for"
         )
     vectors = {each.name: by_weights[each.weights_hash].vectors for each in pool if each.weights_hash in by_weights}
-    return replace(features, prototypes={**features.prototypes, name: vectors})
+    return replace(features, prototypes={**features.prototypes, name: {**known, **vectors}})
 
 
 def vectors_of_updates(updates: Iterable[RoutedUpdate], adapters: Sequence[str]) -> Vectors:

@@ -193,13 +193,13 @@ def pool_features(session: Session, members: Mapping[str, AdapterRecord], router
         NotInCatalogError: there is no such set or version.
         StaleFeaturesError: weights of a set's adapters changed since; names all of them.
     """
-    from hub_router.composition.trained import set_of
+    from hub_router.composition.trained import is_set_file, set_of
     from hub_router.search.index import indexed_encoder
 
     known = selection.features(session, members, indexed_encoder(session) or DEFAULT_ENCODER)
     sets = {}
     for name in {set_of(router) or "" for router in routers} - {""}:
-        if not _is_file(name):
+        if not is_set_file(name):
             sets[name] = _vectors(load_prototypes(session, *parse_name(name), stale=True), members)
     return dataclasses.replace(known, prototypes=sets)
 
@@ -234,17 +234,15 @@ def pinned(session: Session, hyperparameters: Mapping[str, Any]) -> Mapping[str,
     Raises:
         NotInCatalogError: there is no such set or version.
     """
+    from hub_router.composition.trained import is_set_file
+
     name = hyperparameters.get("prototypes")
     if not name:
         return hyperparameters
-    if _is_file(name):
+    if is_set_file(name):
         return {**hyperparameters, "prototypes": str(Path(name).expanduser().absolute())}
     summary, _ = find_prototypes(session, *parse_name(name))
     return {**hyperparameters, "prototypes": summary.ref}
-
-
-def _is_file(name: str) -> bool:
-    return Path(name).expanduser().is_file()
 
 
 def _read(composition: CompositionRecord) -> Sequence[LoraAdapter]:

@@ -15,7 +15,7 @@ from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.hyperparameters import choice, optional_integer, set_name, validate
 from hub_router.routing.phatgoose import Phatgoose
 from hub_router.routing.project import project
-from hub_router.routing.trained import PROTOTYPES, trained_vectors
+from hub_router.routing.trained import PROTOTYPES, in_place, trained_vectors
 
 _PARENTS: Mapping[str, type[Arrow] | type[Phatgoose]] = {"arrow": Arrow, "phatgoose": Phatgoose}
 
@@ -31,7 +31,7 @@ class Maple:
     Args:
         parent (str): ``arrow`` or ``phatgoose``, whose rule it follows.
         top_k (int | None): experts per token and module; None takes the parent's default.
-        prototypes (str): prototype set, of MAPLE or of the parent; without one the gates are Arrow's.
+        prototypes (str): prototype set, of MAPLE or of the parent; without one the gates are the parent's own.
     """
 
     name: ClassVar[str] = "maple"
@@ -55,9 +55,14 @@ class Maple:
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the set's vectors ``(C, D_in)``, else the parent's own."""
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name)
-        if vectors is None:
+        own = known.prototypes.get(self.prototypes or in_place(self.kind))
+        if own is None and not self.prototypes:
             return self._rule().prepare(bank, adapters, known)
+        if own is not None and any(adapters[expert] not in own for expert in bank.experts):
+            # Adapters without a direction were no candidates of the parent when the set was trained, and are none now.
+            bank = self._rule().prepare(bank, adapters, known).bank
+        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, kind=self.kind)
+        assert vectors is not None
         return Prepared(bank, {PROTOTYPES: vectors})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
@@ -81,6 +86,11 @@ class Maple:
     def count(self) -> int:
         """Experts per token and module."""
         return self._rule().top_k
+
+    @property
+    def kind(self) -> str:
+        """What its vectors are: prototypes by the parent's rule."""
+        return f"{self.name} {self.parent}"
 
     def _rule(self) -> Arrow | Phatgoose:
         parent = _PARENTS[self.parent]

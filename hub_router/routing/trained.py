@@ -23,6 +23,7 @@ def trained_vectors(
     prototypes: str,
     method: str,
     *,
+    kind: str = "",
     width: int | None = None,
     advice: str = "train a set over this pool with hub-router train, or leave these adapters out",
 ) -> torch.Tensor | None:
@@ -34,6 +35,7 @@ def trained_vectors(
         known (ModuleFeatures): of the module.
         prototypes (str): the set's name; empty for a pool that is trained in place.
         method (str): registry name of what needs them.
+        kind (str): of vectors, where it is not the method's name alone that says it.
         width (int | None): length D of a vector; None for the module's D_in.
         advice (str): what to do about vectors that are missing or of another length.
 
@@ -43,14 +45,15 @@ def trained_vectors(
     Raises:
         MethodError: the set is not at hand, lacks candidates, or has vectors of another length; names all of them.
     """
-    if prototypes not in known.prototypes:
+    key = prototypes or in_place(kind or method)
+    if key not in known.prototypes:
         if not prototypes:
             return None
         raise MethodError(
             f"method {method!r}: prototype set {prototypes!r} is not at hand; in the catalog: hub-router prototypes "
             "list, in Python: prototypes='FILE.safetensors'"
         )
-    vectors, shape = known.prototypes[prototypes], (bank.d_in if width is None else width,)
+    vectors, shape = known.prototypes[key], (bank.d_in if width is None else width,)
     names = [adapters[expert] for expert in bank.experts]
     wrong = [
         f"{name!r} has {'none' if name not in vectors else f'one of shape {vectors[name].shape}'}"
@@ -63,6 +66,18 @@ def trained_vectors(
             f"{shape} for every adapter, but {', '.join(wrong)}; {advice}"
         )
     return torch.stack([torch.as_tensor(vectors[name], dtype=torch.float32) for name in names])
+
+
+def in_place(kind: str) -> str:
+    """The name under which vectors are known that a pool was trained to in place; no set of a catalog has such a name.
+
+    Args:
+        kind (str): the method's name, or what else says what the vectors are.
+
+    Returns:
+        str: a key of the features' prototypes.
+    """
+    return f"@{kind}"
 
 
 def standardise(vectors: torch.Tensor) -> torch.Tensor:

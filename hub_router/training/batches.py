@@ -32,9 +32,10 @@ class Batch:
     shifted: bool
 
     @property
-    def mask(self) -> torch.Tensor:
-        """1 for tokens that are read, 0 for padding ``(B, T)``."""
-        return self.inputs["attention_mask"]
+    def masks(self) -> tuple[torch.Tensor, ...]:
+        """1 for tokens, 0 for padding ``(B, T)``, of the input and of a decoder's; their widths differ."""
+        given = self.inputs["attention_mask"]
+        return (given,) if self.shifted else (given, (self.labels != _NO_LABEL).to(given))
 
     @property
     def learned(self) -> int:
@@ -94,7 +95,9 @@ def collate(examples: Sequence[Encoded], pad: int, model: Any, encoder: bool, de
     own = torch.tensor([each.adapter for each in examples], device=device)
     if encoder:
         ids, mask = _padded([each.prompt for each in examples], pad, device)
-        labels, kept = _padded([each.answer for each in examples], pad, device)
+        # Of another width than the prompts, so that a module's inputs say which of both they are.
+        wider = max(len(each.answer) for each in examples) == ids.shape[1]
+        labels, kept = _padded([each.answer for each in examples], pad, device, extra=int(wider))
         labels = labels.masked_fill(kept == 0, _NO_LABEL)
         inputs = {
             "input_ids": ids,
@@ -127,8 +130,10 @@ def predict(model: Any, batch: Batch, precision: str) -> torch.Tensor:
         return model(**batch.inputs, **options).logits
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
+def _padded(
+    rows: Sequence[Sequence[int]], pad: int, device: torch.device, extra: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(map(len, rows)) + extra
     ids = torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
     return ids, mask

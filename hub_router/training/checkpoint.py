@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -13,7 +15,8 @@ import torch
 from hub_router.errors import TrainingError
 
 _FILE = "training.pt"
-_FORMAT = "hub-router training checkpoint"
+# First line of the file, before the sha256 of what follows; torch's own format notices no flipped bit.
+_FORMAT = b"hub-router training checkpoint 1"
 
 
 def save(folder: Path, fingerprint: Mapping[str, Any], state: Mapping[str, Any]) -> None:
@@ -25,10 +28,14 @@ def save(folder: Path, fingerprint: Mapping[str, Any], state: Mapping[str, Any])
         state (Mapping[str, Any]): tensors and plain values, which ``torch.load(weights_only=True)`` reads.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    torch.save({"fingerprint": json.dumps(fingerprint, sort_keys=True), **state}, content)
+    payload = content.getvalue()
     fresh = folder / f".{_FILE}.{os.getpid()}"
     try:
         with fresh.open("wb") as file:
-            torch.save({"format": _FORMAT, "fingerprint": json.dumps(fingerprint, sort_keys=True), **state}, file)
+            file.write(b"%s %s\n" % (_FORMAT, hashlib.sha256(payload).hexdigest().encode()))
+            file.write(payload)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(folder / _FILE)
@@ -52,13 +59,15 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
     path = folder / _FILE
     if not path.is_file():
         return None
-    try:
-        found = torch.load(path, weights_only=True, map_location="cpu")
-        theirs = json.loads(found["fingerprint"]) if found["format"] == _FORMAT else None
-    except Exception as error:
-        raise TrainingError(f"{path} cannot be read as a checkpoint: {error}; remove it to start anew") from error
-    if theirs is None:
-        raise TrainingError(f"{path} is no {_FORMAT}; give another folder")
+    head, _, payload = path.read_bytes().partition(b"\n")
+    form, _, digest = head.rpartition(b" ")
+    if form != _FORMAT or hashlib.sha256(payload).hexdigest().encode() != digest:
+        raise TrainingError(
+            f"{path} cannot be read as a checkpoint of this release: it is none, or was changed since it was written; "
+            "remove it to start anew"
+        )
+    found = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+    theirs = json.loads(found["fingerprint"])
     ours = json.loads(json.dumps(fingerprint))
     differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     if differing:
@@ -66,7 +75,7 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
         raise TrainingError(
             f"{path} is a checkpoint of another run:\n{lines}\nrun that one to its end, or give another folder"
         )
-    return {key: value for key, value in found.items() if key not in ("format", "fingerprint")}
+    return {key: value for key, value in found.items() if key != "fingerprint"}
 
 
 def remove(folder: Path) -> None:
@@ -75,6 +84,7 @@ def remove(folder: Path) -> None:
     Args:
         folder (Path): as given to :func:`save`; stays, if it holds anything else.
     """
-    (folder / _FILE).unlink(missing_ok=True)
+    for path in (folder / _FILE, *folder.glob(f".{_FILE}.*")):
+        path.unlink(missing_ok=True)
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()

@@ -114,6 +114,9 @@ def check_examples(examples: Sequence[Example], adapters: Sequence[str]) -> None
     """
     if not examples:
         raise TrainingError("there are no training examples; give --data FILE, or hub-router samples add")
+    broken = [number for number, each in enumerate(examples) if not _is_unicode(each.input + each.output)]
+    if broken:
+        raise TrainingError(f"examples hold half a surrogate pair, which is no text: {', '.join(map(str, broken))}")
     strangers = sorted({each.adapter for each in examples} - set(adapters))
     if strangers:
         raise TrainingError(
@@ -199,6 +202,14 @@ def encode(
     return encoded
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _joined(prompt: str, answer: str) -> str:
     return answer if not prompt or prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
 
@@ -215,6 +226,8 @@ def _example(line: str, adapters: Sequence[str]) -> Example | str:
     wrong = [key for key in ("input", "output") if not isinstance(entry.get(key), str) or not entry[key].strip()]
     if wrong:
         return f"{' and '.join(wrong)} missing, empty or no text"
+    if not _is_unicode(entry["input"] + entry["output"]):
+        return "half a surrogate pair, which is no text"
     if not isinstance(adapter, str) or adapter not in adapters:
         return f"adapter {adapter!r} is not in the pool; pool: {', '.join(adapters)}"
     return Example(adapter, entry["input"], entry["output"])

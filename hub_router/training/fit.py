@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from hub_router.composition.attach import routed_updates
 from hub_router.composition.base_model import base_name
 from hub_router.composition.routed import RoutedModel
 from hub_router.composition.text import has_encoder, pad_token
+from hub_router.composition.trained import is_set_file
 from hub_router.errors import RoutedStateError, TrainingError
 from hub_router.progress import SILENT, Progress
 from hub_router.prototypes import PrototypeMember, Prototypes
@@ -35,6 +37,9 @@ from hub_router.training.recipe import Recipe, SearchRecipe
 from hub_router.training.registry import create_recipe
 from hub_router.training.search import Search
 from hub_router.training.settings import TrainingSettings
+
+# Of the name of what a set was refined from.
+_LONGEST = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,12 +95,15 @@ def fit(
         RoutedStateError: after ``detach()``, or without a tokenizer.
     """
     model = routed.model
-    if routed.tokenizer is None:
-        raise RoutedStateError("training reads text, and there is no tokenizer; compose(..., tokenizer=...)")
+    _check_state(routed)
+    folder, lines = (None if path is None else Path(path) for path in (checkpoint, log))
+    _check_places(folder, lines)
     recipe = create_recipe(routed.method.name, options)
     settings = recipe.settings if settings is None else settings
     examples = _examples(data, routed.adapters)
     learned, held = split(examples, settings.validation, settings.seed)
+    if settings.validation and not held:
+        raise TrainingError(f"validation={settings.validation} sets none of {len(examples)} examples aside; raise it")
     longest = getattr(model.config, "max_position_embeddings", None)
     encoded, held_out = (
         encode(part, routed.adapters, routed.tokenizer, longest, has_encoder(model)) if part else []
@@ -103,7 +111,12 @@ def fit(
     )
     reading = Reading()
     rule = partial(recipe.gate, routed.method)
-    with torch.random.fork_rng(), training(model, rule, reading) as gates, checkpointing(model, settings):
+    with (
+        torch.enable_grad(),
+        torch.random.fork_rng(range(torch.cuda.device_count())),
+        training(model, rule, reading) as gates,
+        checkpointing(model, settings),
+    ):
         phases = recipe.phases(routed.adapters, sorted({each.adapter for each in encoded}))
         common: dict[str, Any] = {
             "model": model,
@@ -113,8 +126,8 @@ def fit(
             "reading": reading,
             "pad": pad_token(model, routed.tokenizer),
             "fingerprint": _fingerprint(routed, recipe, settings, examples),
-            "checkpoint": None if checkpoint is None else Path(checkpoint),
-            "log": None if log is None else Path(log),
+            "checkpoint": folder,
+            "log": lines,
         }
         run: Loop | Search = (
             Search(phase=phases[0], adapters=routed.adapters, **common)
@@ -126,6 +139,22 @@ def fit(
     prototypes = _prototypes(routed, recipe, settings, examples, measured)
     routed.keep_vectors()
     return FitResult(prototypes, outcome.loss, outcome.validation, outcome.steps)
+
+
+def _check_state(routed: RoutedModel) -> None:
+    """Refuse a model that cannot be trained as it is."""
+    if routed.tokenizer is None:
+        raise RoutedStateError("training reads text, and there is no tokenizer; compose(..., tokenizer=...)")
+    if torch.is_inference_mode_enabled() or any(update.A.is_inference() for _, update in routed_updates(routed.model)):
+        raise RoutedStateError("nothing can be trained under torch.inference_mode(); compose and fit outside of it")
+
+
+def _check_places(checkpoint: Path | None, log: Path | None) -> None:
+    """Refuse paths that cannot be written, before anything is trained."""
+    if checkpoint is not None and checkpoint.exists() and not checkpoint.is_dir():
+        raise TrainingError(f"checkpoint {checkpoint} is a file, expected a folder")
+    if log is not None and log.is_dir():
+        raise TrainingError(f"log {log} is a folder, expected a file")
 
 
 def _examples(
@@ -161,14 +190,21 @@ class _Checkpointing:
     def __init__(self, model: Any) -> None:
         if not getattr(model, "supports_gradient_checkpointing", False):
             raise TrainingError(f"{type(model).__name__} has no activation checkpointing; set checkpointing=False")
-        self._model, self._was_on = model, bool(getattr(model, "is_gradient_checkpointing", False))
+        self._model, self._was_on = model, bool(getattr(model, "is_activation_checkpointing", False))
 
     def __enter__(self) -> None:
-        self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._model.activation_checkpointing_enable({"use_reentrant": False})
 
     def __exit__(self, *_error: object) -> None:
         if not self._was_on:
-            self._model.gradient_checkpointing_disable()
+            self._model.activation_checkpointing_disable()
+            # Which leaves the hooks that turning it on put on the embeddings.
+            self._model.disable_input_require_grads()
+
+
+def _origin(start: str) -> str:
+    """What a set was refined from, as sets name it: of a file its name."""
+    return Path(start).stem[:_LONGEST] if is_set_file(start) else start
 
 
 def _fingerprint(
@@ -208,7 +244,7 @@ def _prototypes(
         method=method.name,
         base_model=base_name(routed.model),
         members=tuple(PrototypeMember(name, hashes[name], vectors[name]) for name in trained),
-        parent=start or chosen.get("parent", ""),
+        parent=_origin(start) or chosen.get("parent", ""),
         hyperparameters={**chosen, "recipe": repr(recipe), **settings.to_json()},
         metrics=dict(metrics),
         data_hash=data_hash(examples),

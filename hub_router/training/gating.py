@@ -75,7 +75,7 @@ class Reading:
 
     Attributes:
         own (torch.Tensor): int64 ``(B,)``, each sequence's own adapter.
-        mask (torch.Tensor | None): 1 for tokens, 0 for padding ``(B, T)``.
+        masks (Sequence[torch.Tensor]): 1 for tokens, 0 for padding ``(B, T)``, of every text that the model reads.
         spreading (bool): whether modules keep how they spread the tokens, for a balance loss.
         observing (bool): whether they keep the entropy of their weights.
         spreads (list[Spread]): of the forward at hand, a module each.
@@ -83,20 +83,34 @@ class Reading:
     """
 
     own: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
-    mask: torch.Tensor | None = None
+    masks: Sequence[torch.Tensor] = ()
     spreading: bool = False
     observing: bool = False
     spreads: list[Spread] = field(default_factory=list)
     entropies: list[torch.Tensor] = field(default_factory=list)
 
-    def begin(self, own: torch.Tensor, mask: torch.Tensor, *, spreading: bool, observing: bool) -> None:
-        """Look at another batch."""
-        self.own, self.mask, self.spreading, self.observing = own, mask, spreading, observing
+    def begin(
+        self, own: torch.Tensor, masks: Sequence[torch.Tensor], *, spreading: bool, observing: bool
+    ) -> tuple[list[Spread], list[torch.Tensor]]:
+        """Look at another batch.
+
+        Args:
+            own (torch.Tensor): see above.
+            masks (Sequence[torch.Tensor]): see above; of different widths.
+            spreading (bool): see above.
+            observing (bool): see above.
+
+        Returns:
+            tuple[list[Spread], list[torch.Tensor]]: where the modules put their spreads and entropies until
+                :meth:`close`.
+        """
+        self.own, self.masks, self.spreading, self.observing = own, masks, spreading, observing
         self.spreads, self.entropies = [], []
+        return self.spreads, self.entropies
 
     def close(self) -> None:
-        """Keep nothing more: a backward that runs the forward again says nothing new."""
-        self.spreading = self.observing = False
+        """Forget what comes: a backward that runs the forward again does the same once more, and says nothing new."""
+        self.spreads, self.entropies = [], []
 
     def own_of(self, leading: Sequence[int], device: torch.device) -> torch.Tensor:
         """Each token's own adapter.
@@ -129,25 +143,33 @@ class Reading:
     def _real(self, weights: torch.Tensor) -> torch.Tensor:
         """Which tokens are no padding, where that is known; as an index of the leading axes."""
         leading = weights.shape[:-1]
-        if self.mask is not None and leading.numel() == self.mask.numel():
-            return self.mask.to(weights.device).bool().view(leading)
+        for mask in self.masks:
+            if leading.numel() == mask.numel():
+                return mask.to(weights.device).bool().view(leading)
         return torch.ones(leading, dtype=torch.bool, device=weights.device)
 
 
 class Trainable(Protocol):
-    """Tensors that the loop trains, of one module."""
+    """What the loop trains of one module."""
 
     @property
     def stored(self) -> torch.Tensor:
-        """What the model holds ``(C, D)``, which a checkpoint keeps and brings back."""
+        """The module's own tensor, written to by :meth:`put`."""
         ...
 
     def select(self, experts: Sequence[int]) -> torch.Tensor | None:
-        """The leaf that takes the gradient in a phase over these pool positions; None where there is none."""
+        """Train the vectors of some adapters alone.
+
+        Args:
+            experts (Sequence[int]): pool positions.
+
+        Returns:
+            torch.Tensor | None: the leaf that takes the gradient; None where there is none of them.
+        """
         ...
 
     def put(self) -> None:
-        """Write what was trained to where the model holds it."""
+        """Write what was trained into the module."""
         ...
 
 
@@ -216,7 +238,7 @@ class TrainedGate:
 
 @contextmanager
 def training(model: Any, gate: Gate, reading: Reading) -> Iterator[dict[str, TrainedGate]]:
-    """Let a recipe's rule gate a routed model, whose parameters take no gradient meanwhile.
+    """Let a recipe's rule gate a routed model, whose parameters take no gradient meanwhile; an error changes no gate.
 
     Args:
         model (PreTrainedModel): a routed model's.
@@ -229,16 +251,22 @@ def training(model: Any, gate: Gate, reading: Reading) -> Iterator[dict[str, Tra
     updates = {update.module: update for _, update in routed_updates(model) if update.candidates}
     gates = {name: TrainedGate(update, gate, reading) for name, update in updates.items()}
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    mode = model.training
+    modes = [(module, module.training) for module in model.modules()]
+    before = {name: each.stored.clone() for name, each in gates.items()}
     try:
         for parameter in wanted:
             parameter.requires_grad_(False)
         for name, update in updates.items():
             update.router = cast(Router, gates[name])
         yield gates
+    except BaseException:
+        for name, each in gates.items():
+            each.stored.copy_(before[name])
+        raise
     finally:
         for name, update in updates.items():
             update.router = gates[name].router
         for parameter in wanted:
             parameter.requires_grad_(True)
-        model.train(mode)
+        for module, mode in modes:
+            module.training = mode

@@ -115,6 +115,8 @@ class Loop:
                 optimizer_state = None
         if self.checkpoint is not None and self._ranks.is_main_process:
             checkpoint.remove(self.checkpoint)
+        # Else another process could go on from it in its next run.
+        self._ranks.wait_for_everyone()
         validations = position.final_validations
         return Outcome(
             loss=sum(position.final_losses) / len(position.final_losses),
@@ -208,8 +210,8 @@ class Loop:
             "gradient_norm": norm,
             "seconds": perf_counter() - started,
         }
-        if observed and self.reading.entropies:
-            self._entropy = line["entropy"] = float(torch.stack(self.reading.entropies).mean())
+        if self._entropies:
+            self._entropy = line["entropy"] = float(torch.stack(self._entropies).mean())
         self._write(line)
         return f"loss {task:.3f}" + ("" if math.isnan(self._entropy) else f", entropy {self._entropy:.2f}")
 
@@ -220,6 +222,7 @@ class Loop:
         mine = batch[ranks.process_index :: ranks.num_processes]
         size = math.ceil(len(mine) / settings.accumulation)
         sums = torch.zeros(2, dtype=torch.float64)
+        self._entropies: list[torch.Tensor] = []
         for start in range(0, len(mine), max(size, 1)):
             part = mine[start : start + size]
             task, spreads = self._forward(part, observed)
@@ -238,10 +241,10 @@ class Loop:
     def _forward(self, examples: Sequence[Encoded], observed: bool) -> tuple[torch.Tensor, Any]:
         """Sum of the answer tokens' losses, and how the modules spread the tokens."""
         batch = self._collated(examples)
-        self.reading.begin(batch.own, batch.mask, spreading=True, observing=observed)
+        spreads, entropies = self.reading.begin(batch.own, batch.masks, spreading=True, observing=observed)
         logits = self._logits(batch)
-        spreads = self.reading.spreads
         self.reading.close()
+        self._entropies += entropies
         return batch.loss(logits), spreads
 
     def _collated(self, examples: Sequence[Encoded]) -> Batch:
@@ -268,7 +271,7 @@ class Loop:
         total = 0.0
         for part in _parts(examples, self.settings.batch_size):
             batch = self._collated(part)
-            self.reading.begin(batch.own, batch.mask, spreading=False, observing=False)
+            self.reading.begin(batch.own, batch.masks, spreading=False, observing=False)
             total += float(batch.loss(self._logits(batch)))
         return total / sum(len(each.answer) for each in examples)
 
@@ -322,7 +325,9 @@ class Loop:
         kept = []
         if (phase, step) != (0, 0) and self.log.exists():
             for line in self.log.read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
+                entry = _entry(line)
+                if entry is None:
+                    continue
                 if entry["phase"] in before or (entry["phase"] == here and entry["step"] < step):
                     kept.append(line + "\n")
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -332,6 +337,15 @@ class Loop:
         if self.log is not None and self._ranks.is_main_process:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """A line of a log; None for one that a kill has torn."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and {"phase", "step"} <= entry.keys() else None
 
 
 def planned_steps(phase: Phase, adapters: Sequence[int], settings: TrainingSettings) -> int:

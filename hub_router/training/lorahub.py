@@ -83,15 +83,25 @@ class _NGOpt:
 
         weights = nevergrad.p.Array(init=np.zeros(adapters), lower=-bound, upper=bound)
         weights.random_state = np.random.RandomState(seed)
-        self._optimizer = nevergrad.optimizers.NGOpt(parametrization=weights, budget=evaluations)
+        self._optimizer: Any = nevergrad.optimizers.NGOpt(parametrization=weights, budget=evaluations)
+        self._size = f"{adapters} adapters and {evaluations} evaluations"
         self._asked: Any = None
 
     def ask(self) -> list[float]:
         """See :class:`~hub_router.training.recipe.Searcher`."""
+        fault = ""
         with warnings.catch_warnings():
             # Of the optimizers beneath, about tolerances that nobody here has set.
             warnings.simplefilter("ignore")
-            self._asked = self._optimizer.ask()
+            try:
+                self._asked = self._optimizer.ask()
+            except Exception as error:  # noqa: BLE001 - whatever one of its many optimizers raises
+                fault = f"{type(error).__name__}: {error}"
+        # Outside, for the error's frames would hold the optimizer, and its thread would keep the process alive.
+        if fault:
+            raise TrainingError(
+                f"recipe 'lorahub': nevergrad cannot go on with {self._size} ({fault}); set other steps, such as 40"
+            )
         return [float(each) for each in self._asked.value]
 
     def tell(self, loss: float) -> None:
@@ -99,6 +109,10 @@ class _NGOpt:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._optimizer.tell(self._asked, loss)
+
+    def close(self) -> None:
+        """See :class:`~hub_router.training.recipe.Searcher`; its thread ends when nothing holds the optimizer."""
+        self._optimizer = self._asked = None
 
 
 def _is_number(value: Any) -> bool:

@@ -118,9 +118,17 @@ class Searcher(Protocol):
     """A gradient-free optimizer: asked for a proposal, then told its loss."""
 
     def ask(self) -> list[float]:
-        """The next proposal, a number per adapter."""
+        """The next proposal, a number per adapter.
+
+        Raises:
+            TrainingError: there is none.
+        """
         ...
 
     def tell(self, loss: float) -> None:
         """The loss of the proposal at hand."""
+        ...
+
+    def close(self) -> None:
+        """End what runs behind it; nothing may be asked any more."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from types import MappingProxyType
@@ -44,6 +45,11 @@ def create_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe
     if _has_balance(recipe):
         named = given.pop(_BALANCE, _own_loss(recipe))
         coefficients = {key: given.pop(key) for key in list(given) if key != "loss"}
+        wrong = [
+            f"{key}={value!r}" for key, value in coefficients.items() if key != "entropy" and not _is_coefficient(value)
+        ]
+        if wrong:
+            raise TrainingError(f"balance loss {named!r} cannot use {', '.join(wrong)}, expected finite numbers from 0")
         given["loss"] = None if named == NONE else _loss(named)(**coefficients)
     return recipe(**given)
 
@@ -67,6 +73,10 @@ def recipe_options(name: str, balance: str | None = None) -> tuple[str, ...]:
     if balance == NONE:
         return (_BALANCE,)
     return (_BALANCE, *(each.name for each in fields(cast(Any, _loss(balance or _own_loss(recipe))))))
+
+
+def _is_coefficient(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _recipe(name: str) -> type[Recipe]:

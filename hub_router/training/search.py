@@ -23,7 +23,7 @@ from hub_router.training.batches import collate, predict
 from hub_router.training.data import Encoded
 from hub_router.training.gating import Reading, TrainedGate
 from hub_router.training.loop import Outcome
-from hub_router.training.recipe import Phase, SearchRecipe
+from hub_router.training.recipe import Phase, Searcher, SearchRecipe
 from hub_router.training.settings import TrainingSettings
 
 # What the optimizer is told of weights whose loss is no number, in nats; far above any loss that is one.
@@ -86,22 +86,28 @@ class Search:
         self._ranks = PartialState(cpu=self._device.type == "cpu")
         self._leaves = {name: gate for name, gate in self.gates.items() if gate.select(self.phase.vectors) is not None}
         examples = few(learned, self.recipe.shots, self.settings.seed)
-        optimizer = self.recipe.optimizer(len(self.adapters), total, self.settings.seed)
         told = self._restore()
-        done, best = len(told), math.inf
-        with progress.task(f"training {self.recipe.name}", total) as advance:
-            for step in range(total):
-                weights = optimizer.ask()
-                if step < done:
-                    self._need_same(weights, told[step])
-                else:
-                    told.append(self._evaluated(step, weights, examples))
-                    self._save(told)
-                value = told[step]["loss"] + told[step]["penalty"]
-                optimizer.tell(value if math.isfinite(value) else _WORST)
-                best = min(best, value if math.isfinite(value) else math.inf)
-                advance(1, f"loss {told[step]['loss']:.3f}, best {best:.3f} with penalty")
+        optimizer = self.recipe.optimizer(len(self.adapters), total, self.settings.seed)
+        try:
+            with progress.task(f"training {self.recipe.name}", total) as advance:
+                for step in range(total):
+                    advance(1, self._step(step, optimizer, told, examples))
+        finally:
+            optimizer.close()
         return self._end(told, held)
+
+    def _step(self, step: int, optimizer: Searcher, told: list[dict[str, Any]], examples: Sequence[Encoded]) -> str:
+        """One evaluation, unless it is done already; a note for whoever watches."""
+        weights = optimizer.ask()
+        if step < len(told):
+            self._need_same(weights, told[step])
+        else:
+            told.append(self._evaluated(step, weights, examples))
+            self._save(told)
+        values = [each["loss"] + each["penalty"] for each in told[: step + 1]]
+        optimizer.tell(values[-1] if math.isfinite(values[-1]) else _WORST)
+        best = min((each for each in values if math.isfinite(each)), default=math.nan)
+        return f"loss {told[step]['loss']:.3f}, best {best:.3f} with penalty"
 
     def _end(self, told: Sequence[Mapping[str, Any]], held: Sequence[Encoded]) -> Outcome:
         """Put the best weights into the model."""
@@ -118,6 +124,8 @@ class Search:
         validation = self._loss(held) if held else None
         if self.checkpoint is not None and self._ranks.is_main_process:
             checkpoint.remove(self.checkpoint)
+        # Else another process could go on from it in its next run.
+        self._ranks.wait_for_everyone()
         return Outcome(kept["loss"], validation, len(told))
 
     def _evaluated(self, step: int, weights: Sequence[float], examples: Sequence[Encoded]) -> dict[str, Any]:
@@ -149,7 +157,7 @@ class Search:
         for start in range(0, len(mine), size):
             part = mine[start : start + size]
             batch = collate(part, self.pad, self.model, has_encoder(self.model), self._device)
-            self.reading.begin(batch.own, batch.mask, spreading=False, observing=False)
+            self.reading.begin(batch.own, batch.masks, spreading=False, observing=False)
             total += float(batch.loss(predict(self.model, batch, self.settings.precision)))
         if ranks.num_processes > 1:
             total = float(reduce(torch.tensor(total, device=self._device), "sum"))

@@ -125,7 +125,7 @@ def test_a_step_of_maple() -> None:
 
     def plain() -> None:
         embedded.grad = None
-        inputs = {"inputs_embeds": embedded, "attention_mask": text.mask, "use_cache": False}
+        inputs = {"inputs_embeds": embedded, "attention_mask": text.masks[0], "use_cache": False}
         (text.loss(base(**inputs).logits) / text.learned).backward()
 
     with training(twin, partial(MapleRecipe().gate, routed.method), reading) as gates:
@@ -134,7 +134,7 @@ def test_a_step_of_maple() -> None:
 
         def step() -> None:
             optimizer.zero_grad(set_to_none=True)
-            reading.begin(text.own, text.mask, spreading=False, observing=False)
+            reading.begin(text.own, text.masks, spreading=False, observing=False)
             (text.loss(twin(**text.inputs, use_cache=False).logits) / text.learned).backward()
             torch.nn.utils.clip_grad_norm_(leaves, 1.0)
             optimizer.step()

@@ -277,7 +277,9 @@ def test_vectors_go_to_the_adapters_of_their_names(method: str) -> None:
     case = make_case([4, 2, 3], (6,))
     features = known(case)
     turned = replace(case, adapters=case.adapters[::-1], experts=[2, 1, 0])
-    update, other = (update_of(create(method, {"prototypes": SET, "top_k": 2}), each, features) for each in (case, turned))
+    update, other = (
+        update_of(create(method, {"prototypes": SET, "top_k": 2}), each, features) for each in (case, turned)
+    )
     assert torch.equal(update.state()[PROTOTYPES], other.state()[PROTOTYPES].flip(0))
     assert_close(update(case.inputs()), other(case.inputs()).double(), 1e-5)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from compose_models import ATTENTION, llama, save_adapter
 from safetensors.torch import load_file, save_file
-from training_models import KINDS, logits, same_vectors
+from training_models import METHODS, logits, same_vectors
 
 from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
@@ -20,7 +20,6 @@ from hub_router.errors import MethodError, StaleFeaturesError
 from hub_router.prototypes import Prototypes, read_prototypes, write_prototypes
 from hub_router.training import TrainingSettings, fit
 
-METHODS = ["phatgoose", "maple", "lora-mixer"]
 SETTINGS = TrainingSettings(steps=4, batch_size=8, learning_rate=5e-2, warmup=0.0)
 
 
@@ -69,9 +68,7 @@ def test_a_set_is_refined_from_a_file_and_written(
     _, first = trained(pool, tokenizer, examples, "phatgoose" if method == "maple" else method)
     write_prototypes(folder / "first.safetensors", first)
     options = {"parent": "phatgoose"} if method == "maple" else {}
-    routed, second = trained(
-        pool, tokenizer, examples, method, prototypes=str(folder / "first.safetensors"), **options
-    )
+    routed, second = trained(pool, tokenizer, examples, method, prototypes=str(folder / "first.safetensors"), **options)
     write_prototypes(folder / "second.safetensors", second)
     found = read_prototypes(folder / "second.safetensors")
     assert found.parent
@@ -208,7 +205,9 @@ def test_training_goes_on_from_where_it_was(pool: Any, tokenizer: Any, examples:
     assert 0 < largest < 1e-4
 
 
-def test_dora_without_an_update_of_its_own(pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str) -> None:
+def test_dora_without_an_update_of_its_own(
+    pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str
+) -> None:
     # A fresh DoRA adapter is a candidate (it has magnitudes), though Arrow finds no direction in it.
     fresh = save_adapter(llama(), tmp_path / "fresh", 5, r=2, target_modules=["q_proj"], use_dora=True)
     weights = load_file(fresh / "adapter_model.safetensors")
@@ -234,4 +233,3 @@ def test_a_trained_model_is_detached_bit_for_bit(pool: Any, tokenizer: Any, exam
     assert base.state_dict().keys() == fresh.state_dict().keys()
     assert all(torch.equal(one, fresh.state_dict()[name]) for name, one in base.state_dict().items())
     assert [parameter.requires_grad for parameter in base.parameters()] == [True] * len(list(fresh.parameters()))
-    assert set(pool) == set(KINDS)

@@ -18,7 +18,16 @@ from hub_router.errors import TrainingError
 from hub_router.routing.base import Gates
 from hub_router.routing.lora_mixer import LoraMixer
 from hub_router.routing.top_k import top_k
-from hub_router.training.balance import BALANCE_LOSSES, Auxiliary, MutualInformation, Specialisation, Spread, entropy
+from hub_router.training.balance import (
+    BALANCE_LOSSES,
+    Auxiliary,
+    MutualInformation,
+    PoissonNormal,
+    Specialisation,
+    Spread,
+    Variance,
+    entropy,
+)
 from hub_router.training.batches import collate
 from hub_router.training.data import Encoded
 from hub_router.training.gating import Decision, Reading, training
@@ -51,6 +60,31 @@ def mean_entropy(p: torch.Tensor) -> torch.Tensor:
     return sum(h(row) for row in p) / p.shape[0]  # Eq. 6
 
 
+def variance(p: torch.Tensor) -> torch.Tensor:
+    """AESL: each expert's variance over the tokens, mean over both."""
+    means = p_bar(p)
+    return sum((p[n, i] - means[i]) ** 2 for n in range(p.shape[0]) for i in range(p.shape[1])) / p.numel()
+
+
+def gmoe(p: torch.Tensor, alpha: float, distinction: float, rate: float) -> torch.Tensor:
+    """Sorted shares against a Poisson law at 1 .. C, the sorted mean against a normal law at 0 .. C - 1."""
+    count = p.shape[1]
+
+    def apart(target: list[float], shares: list[torch.Tensor]) -> torch.Tensor:
+        total = sum(target)
+        ordered = sorted(shares, key=lambda share: -float(share.detach()))
+        return sum(a / total * abs(math.log(a / total) - torch.log(b)) for a, b in zip(target, ordered, strict=True))
+
+    poisson = [rate**k * math.exp(-rate) / math.factorial(k) for k in range(1, count + 1)]
+    normal = sorted((math.exp(-(((k - count / 2) / (count / 2)) ** 2) / 2) for k in range(count)), reverse=True)
+    tokens = sum(apart(poisson, list(row)) for row in p) / p.shape[0]
+    return distinction * tokens + alpha * apart(normal, p_bar(p))
+
+
+def slots_of(p: torch.Tensor, k: int) -> torch.Tensor:
+    return torch.tensor(f_bar(p, k), dtype=p.dtype)
+
+
 REFERENCES: dict[str, tuple[Any, Callable[[torch.Tensor, int, float], torch.Tensor]]] = {
     "aux": (Auxiliary(0.3), lambda p, k, ramp: ramp * 0.3 * balance(p, k)),
     # Eq. 5 as printed, and with the sign that its text means.
@@ -60,11 +94,9 @@ REFERENCES: dict[str, tuple[Any, Callable[[torch.Tensor, int, float], torch.Tens
         lambda p, k, ramp: ramp * (0.3 * balance(p, k) + 0.7 * mean_entropy(p)),
     ),
     "ds-moe": (MutualInformation(0.3), lambda p, k, ramp: ramp * 0.3 * (mean_entropy(p) - h(p_bar(p)))),
+    "aesl": (Variance(0.3, 0.7), lambda p, k, ramp: ramp * (0.3 * balance(p, k) - 0.7 * variance(p))),
+    "gmoe": (PoissonNormal(0.3, 0.7, 1.2), lambda p, k, ramp: ramp * gmoe(p, 0.3, 0.7, 1.2)),
 }
-
-
-def slots_of(p: torch.Tensor, k: int) -> torch.Tensor:
-    return torch.tensor(f_bar(p, k), dtype=p.dtype)
 
 
 @pytest.mark.parametrize("ramp", [0.0, 0.4, 1.0])
@@ -99,7 +131,7 @@ def test_ds_moe_is_least_for_sure_and_even_choices() -> None:
 def test_defaults_are_the_papers() -> None:
     assert Specialisation() == Specialisation(alpha=0.1, entropy_weight=0.05, entropy="maximise")
     assert LoraMixerRecipe() == LoraMixerRecipe(Specialisation())
-    assert set(BALANCE_LOSSES) == {"aux", "rsl", "ds-moe"}
+    assert set(BALANCE_LOSSES) == {kind.split()[0] for kind in REFERENCES}
 
 
 def test_coefficients_rise_over_the_first_three_tenths() -> None:
@@ -122,6 +154,8 @@ def test_coefficients_rise_over_the_first_three_tenths() -> None:
         ({"balance": "none"}, None),
         ({"balance": "aux"}, Auxiliary()),
         ({"balance": "ds-moe", "alpha": 0.5}, MutualInformation(0.5)),
+        ({"balance": "gmoe", "distinction": 0.5}, PoissonNormal(distinction=0.5)),
+        ({"balance": "aesl", "gamma": 0.5}, Variance(gamma=0.5)),
         ({"entropy": "minimise", "entropy_weight": 0.5}, Specialisation(entropy_weight=0.5, entropy="minimise")),
     ],
 )
@@ -136,7 +170,7 @@ def test_losses_by_name(options: dict[str, Any], loss: Any) -> None:
         ("maple", {"masks": "none", "k": 3}, "'maple' is trained without options k, masks; it has: mask"),
         ("maple", {"balance": "aux"}, "'maple' is trained without options balance"),
         ("phatgoose", {"mask": "none"}, "'phatgoose' is trained without options mask; it has: none"),
-        ("lora-mixer", {"balance": "gmoe"}, "'gmoe', expected none or one of aux, rsl, ds-moe"),
+        ("lora-mixer", {"balance": "even"}, "'even', expected none or one of aux, rsl, ds-moe"),
         ("lora-mixer", {"balance": "aux", "entropy_weight": 1.0}, "without options entropy_weight"),
         ("lora-mixer", {"loss": None}, "without options loss"),
         ("lora-mixer", {"entropy": "up"}, "entropy='up', expected 'maximise' or 'minimise'"),
@@ -144,6 +178,7 @@ def test_losses_by_name(options: dict[str, Any], loss: Any) -> None:
         ("lora-mixer", {"alpha": "much"}, "alpha='much'"),
         ("lora-mixer", {"balance": "aux", "alpha": math.nan}, "alpha=nan"),
         ("lora-mixer", {"balance": "ds-moe", "alpha": -0.1}, "alpha=-0.1"),
+        ("lora-mixer", {"balance": "gmoe", "rate": 3.0}, "rate=3.0"),
         ("lora-mixer", {"entropy_weight": math.inf}, "entropy_weight=inf"),
     ],
 )
@@ -163,7 +198,7 @@ def spreads_of(routed: Any, encoder: bool) -> tuple[list[Spread], list[torch.Ten
     with training(model, partial(LoraMixerRecipe().gate, routed.method), reading) as gates, torch.no_grad():
         for gate in gates.values():
             gate.vectors = torch.randn(gate.vectors.shape, generator=torch.Generator().manual_seed(6))
-        reading.begin(batch.own, batch.mask, spreading=True, observing=True)
+        reading.begin(batch.own, batch.masks, spreading=True, observing=True)
         model(**batch.inputs)
     return reading.spreads, reading.entropies
 
@@ -177,7 +212,9 @@ def test_padding_does_not_count(pool: dict[str, Path]) -> None:
     for each, observed in zip(spreads, entropies, strict=True):
         assert torch.allclose(each.shares.sum(-1), torch.ones(15), atol=1e-6)
         top = min(2, each.shares.shape[1])
-        assert torch.allclose(each.slots.double(), torch.tensor(f_bar(each.shares, top), dtype=torch.float64), atol=1e-6)
+        assert torch.allclose(
+            each.slots.double(), torch.tensor(f_bar(each.shares, top), dtype=torch.float64), atol=1e-6
+        )
         assert float(observed) == pytest.approx(float(each.entropy), rel=1e-5)
 
 
@@ -186,7 +223,7 @@ def test_the_slots_carry_no_gradient() -> None:
     vectors = torch.randn(4, 6, requires_grad=True)
     shares = mixer.shares(vectors, torch.randn(3, 5, 6))
     reading = Reading()
-    reading.begin(torch.zeros(3), torch.ones(3, 5), spreading=True, observing=False)
+    reading.begin(torch.zeros(3), (torch.ones(3, 5),), spreading=True, observing=False)
     reading.note(Decision(Gates(shares), shares, top_k(shares, 2)))
     (spread,) = reading.spreads
     assert spread.shares.requires_grad and not spread.slots.requires_grad
@@ -196,7 +233,8 @@ def test_the_slots_carry_no_gradient() -> None:
 def test_padding_of_encoder_and_decoder_does_not_count(tmp_path: Path) -> None:
     t5 = ARCHITECTURES["t5"]
     folders = {
-        name: peft_adapter(t5.make, tmp_path / name, seed, lora(["q", "v"])) for seed, name in enumerate(("a", "b", "c"))
+        name: peft_adapter(t5.make, tmp_path / name, seed, lora(["q", "v"]))
+        for seed, name in enumerate(("a", "b", "c"))
     }
     spreads, _ = spreads_of(compose(t5.make(0), folders, "lora-mixer"), encoder=True)
     prompts, answers = sum(len(each.prompt) for each in BATCH), sum(len(each.answer) for each in BATCH)

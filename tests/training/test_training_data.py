@@ -49,7 +49,11 @@ def test_examples_come_in_the_files_order(tmp_path: Path) -> None:
         "   ",
         json.dumps({"input": "c", "output": "d", "task": "green"}),
     )
-    assert read_jsonl(path, POOL) == [Example("red", "a", "b"), Example("blue", " two ", "\n3\n"), Example("green", "c", "d")]
+    assert read_jsonl(path, POOL) == [
+        Example("red", "a", "b"),
+        Example("blue", " two ", "\n3\n"),
+        Example("green", "c", "d"),
+    ]
 
 
 @pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "a\x85b", "x\x0cy", "tab\\there", "dreißig €", "🦆"])
@@ -71,7 +75,10 @@ BAD: dict[str, tuple[str, str]] = {
     "no input": (json.dumps({"output": "b", "adapter": "red"}), "input missing, empty or no text"),
     "empty output": (line(output=" \n"), "output missing, empty or no text"),
     "neither": (line(input=None, output=5), "input and output missing, empty or no text"),
-    "no adapter": (json.dumps({"input": "a", "output": "b"}), "adapter None is not in the pool; pool: red, green, blue"),
+    "no adapter": (
+        json.dumps({"input": "a", "output": "b"}),
+        "adapter None is not in the pool; pool: red, green, blue",
+    ),
     "a stranger": (line(adapter="yellow"), "adapter 'yellow' is not in the pool"),
     "adapter no text": (line(adapter=["red"]), "adapter ['red'] is not in the pool"),
     "deep": ("[" * 100_000, "no JSON"),
@@ -98,7 +105,9 @@ def test_every_bad_line_is_named_with_its_number(tmp_path: Path) -> None:
         read_jsonl(write(tmp_path / "data.jsonl", *lines), POOL)
     message = str(raised.value)
     assert f"{len(kinds)} lines are no examples" in message
-    assert [text.split(":")[0] for text in message.splitlines()[1:]] == [f"  line {2 * n + 2}" for n in range(len(kinds))]
+    assert [text.split(":")[0] for text in message.splitlines()[1:]] == [
+        f"  line {2 * n + 2}" for n in range(len(kinds))
+    ]
 
 
 def test_of_very_many_bad_lines_the_rest_is_counted(tmp_path: Path) -> None:
@@ -125,7 +134,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_samples_with_an_output_are_examples() -> None:
-    samples = {"green": [Sample("1", "one"), Sample("2", " "), Sample("3", "three")], "red": [Sample("4", "")], "blue": []}
+    samples = {
+        "green": [Sample("1", "one"), Sample("2", " "), Sample("3", "three")],
+        "red": [Sample("4", "")],
+        "blue": [],
+    }
     assert from_samples(samples) == [Example("green", "1", "one"), Example("green", "3", "three")]
 
 
@@ -219,7 +232,7 @@ def test_the_prompt_is_masked_from_the_loss() -> None:
     # Padded with the end token itself, which is learned where it ends an answer, and only there.
     batch = collate(BATCH, 2, llama(), False, CPU)
     assert batch.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 9, 2], [10, 11, 2, 2, 2, 2], [12, 13, 14, 15, 2, 2]]
-    assert batch.mask.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]
+    assert batch.masks[0].tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 0]]
     no = -100
     assert batch.labels.tolist() == [[no, no, no, 8, 9, 2], [no, 11, 2, no, no, no], [no, no, no, no, 2, no]]
     assert batch.own.tolist() == [2, 0, 1]
@@ -252,7 +265,9 @@ def test_encoder_and_decoder_are_padded_apart() -> None:
     assert batch.inputs["decoder_input_ids"].shape == (3, width)
     assert batch.learned == 6 and not batch.shifted
     with torch.no_grad():
-        output = model(**{key: value for key, value in batch.inputs.items() if "decoder" not in key}, labels=batch.labels)
+        output = model(
+            **{key: value for key, value in batch.inputs.items() if "decoder" not in key}, labels=batch.labels
+        )
         logits = model(**batch.inputs).logits
     assert float(batch.loss(logits)) / batch.learned == pytest.approx(float(output.loss), rel=1e-5)
 

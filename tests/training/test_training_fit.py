@@ -6,71 +6,34 @@ import json
 import math
 import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from compose_models import llama, save_adapter
-from compose_zoo import ARCHITECTURES, lora, peft_adapter
-from safetensors.torch import load_file, save_file
-from training_models import TWINS, Frozen, distance, logits, same_vectors, train_twins, twin_examples
+from compose_models import llama
+from training_models import (
+    METHODS,
+    SHORT,
+    TWINS,
+    Frozen,
+    Watch,
+    distance,
+    logits,
+    same_vectors,
+    train,
+    train_twins,
+    twin_examples,
+)
 
-from hub_router.composition.attach import routed_updates
 from hub_router.composition.build import compose
-from hub_router.composition.routed import RoutedModel
 from hub_router.errors import RoutedStateError, TrainingError
 from hub_router.features import Vectors
-from hub_router.progress import Advance
 from hub_router.records import Sample
-from hub_router.training import Example, FitResult, TrainingSettings, fit
+from hub_router.training import Example, TrainingSettings, fit
 from hub_router.training.batches import collate, draw
 from hub_router.training.data import encode, split
-
-METHODS: dict[str, dict[str, Any]] = {"phatgoose": {}, "maple": {}, "lora-mixer": {}}
-SHORT = TrainingSettings(steps=5, batch_size=8, learning_rate=1e-2, warmup=0.0)
-
-
-class Watch:
-    """Progress that remembers its notes, and may stop the run.
-
-    Args:
-        stop_at (int | None): raise after that many steps.
-    """
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.notes: list[str] = []
-        self.label, self.total, self.done = "", -1, 0
-        self._stop_at = stop_at
-
-    @contextmanager
-    def task(self, label: str, total: int | None) -> Iterator[Advance]:
-        self.label, self.total = label, total or -1
-
-        def advance(steps: int, note: str = "") -> None:
-            self.done += steps
-            self.notes.append(note)
-            if self.done == self._stop_at:
-                raise KeyboardInterrupt
-
-        yield advance
-
-
-def train(
-    pool: dict[str, Path],
-    tokenizer: Any,
-    examples: Sequence[Example],
-    method: str,
-    settings: TrainingSettings = SHORT,
-    model: Any = None,
-    **options: Any,
-) -> tuple[RoutedModel, FitResult]:
-    hyperparameters = {name: options.pop(name) for name in ("top_k", "parent") if name in options}
-    routed = compose(llama() if model is None else model, pool, method, tokenizer=tokenizer, **hyperparameters)
-    return routed, fit(routed, examples, settings=settings, **options)
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +153,7 @@ def test_dropout_of_the_base_model_is_drawn_by_the_seed(pool: Any, tokenizer: An
 
 
 @pytest.mark.parametrize("parts", [3, 4, 100])
-@pytest.mark.parametrize(
-    ("method", "options"), [("phatgoose", {}), ("maple", {}), ("lora-mixer", {"balance": "none"})]
-)
+@pytest.mark.parametrize(("method", "options"), [("phatgoose", {}), ("maple", {}), ("lora-mixer", {"balance": "none"})])
 def test_accumulation_does_not_matter(
     pool: Any, tokenizer: Any, examples: Any, method: str, options: dict[str, Any], parts: int
 ) -> None:
@@ -208,7 +169,13 @@ def test_accumulation_does_not_matter(
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("phatgoose", {}), ("maple", {}), ("lora-mixer", {"balance": "none"}), ("lora-mixer", {}), ("lora-mixer", {"balance": "ds-moe"})],
+    [
+        ("phatgoose", {}),
+        ("maple", {}),
+        ("lora-mixer", {"balance": "none"}),
+        ("lora-mixer", {}),
+        ("lora-mixer", {"balance": "ds-moe"}),
+    ],
 )
 def test_activation_checkpointing_does_not_matter(
     pool: Any, tokenizer: Any, examples: Any, method: str, options: dict[str, Any]
@@ -230,17 +197,17 @@ def test_bfloat16_runs_near_float32(pool: Any, tokenizer: Any, examples: Any, me
     assert not torch.is_autocast_enabled("cpu")
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_base_model_in_bfloat16(pool: Any, tokenizer: Any, examples: Any, method: str) -> None:
-    routed, result = train(pool, tokenizer, examples, method, model=llama().to(torch.bfloat16))
-    assert math.isfinite(result.loss)
-    assert all(update.state()["P"].dtype == torch.float32 for _, update in routed_updates(routed.model))
-
-
 def test_early_stop_keeps_the_best(pool: Any, tokenizer: Any, examples: Any, tmp_path: Path) -> None:
     # A rate at which the loss soon gets worse.
     settings = TrainingSettings(
-        steps=60, batch_size=8, learning_rate=0.5, warmup=0.0, schedule="constant", validation=0.25, evaluate_every=2, patience=3
+        steps=60,
+        batch_size=8,
+        learning_rate=0.5,
+        warmup=0.0,
+        schedule="constant",
+        validation=0.25,
+        evaluate_every=2,
+        patience=3,
     )
     routed, result = train(pool, tokenizer, examples, "maple", settings, mask="none", log=tmp_path / "log")
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
@@ -251,9 +218,7 @@ def test_early_stop_keeps_the_best(pool: Any, tokenizer: Any, examples: Any, tmp
     assert result.steps == 2 * len(losses)
     assert result.validation == losses[best]
     # The vectors are those of that evaluation: a run that ends there has them, too.
-    shorter = TrainingSettings(
-        **{**settings.to_json(), "steps": 2 * (best + 1), "patience": 0, "evaluate_every": 0}
-    )
+    shorter = TrainingSettings(**{**settings.to_json(), "steps": 2 * (best + 1), "patience": 0, "evaluate_every": 0})
     until, _ = train(pool, tokenizer, examples, "maple", shorter, mask="none")
     assert same_vectors(routed.vectors, until.vectors)
 
@@ -264,7 +229,10 @@ def test_validation_is_the_loss_of_what_was_set_aside(pool: Any, tokenizer: Any,
     _, held = split(examples, 0.25, 0)
     total, tokens = 0.0, 0
     for each in held:
-        prompt, answer = tokenizer(each.input)["input_ids"], [*tokenizer(each.output)["input_ids"], tokenizer.eos_token_id]
+        prompt, answer = (
+            tokenizer(each.input)["input_ids"],
+            [*tokenizer(each.output)["input_ids"], tokenizer.eos_token_id],
+        )
         with torch.no_grad():
             p = torch.log_softmax(routed(input_ids=torch.tensor([prompt + answer])).logits[0].double(), -1)
         total -= sum(float(p[len(prompt) - 1 + place, token]) for place, token in enumerate(answer))
@@ -274,7 +242,9 @@ def test_validation_is_the_loss_of_what_was_set_aside(pool: Any, tokenizer: Any,
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_the_log_has_a_line_for_every_step(pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str) -> None:
+def test_the_log_has_a_line_for_every_step(
+    pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str
+) -> None:
     log, watch = tmp_path / "logs" / "run.jsonl", Watch()
     routed = compose(llama(), pool, method, tokenizer=tokenizer)
     settings = TrainingSettings(steps=12, batch_size=4, learning_rate=1e-2, warmup=0.25)
@@ -334,61 +304,38 @@ def test_what_cannot_be_trained(pool: Any, tokenizer: Any, examples: Any) -> Non
         fit(routed, examples)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_an_adapter_that_changes_nothing(
-    pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str
-) -> None:
-    still = save_adapter(llama(), tmp_path / "still", 9, r=2, target_modules=["q_proj"], init_lora_weights=True)
-    weights = load_file(still / "adapter_model.safetensors")
-    save_file({k: torch.zeros_like(v) for k, v in weights.items()}, still / "adapter_model.safetensors")
-    more = {**pool, "still": still}
-    data = [*examples, Example("still", "abc ", "d")]
-    if method == "phatgoose":
-        routed = compose(llama(), more, method, tokenizer=tokenizer)
-        with pytest.raises(TrainingError, match=r"'still' has nothing to train"):
-            fit(routed, data, settings=SHORT)
-        assert all(not vector.any() for vectors in routed.vectors.values() for vector in vectors.values())
-    else:
-        routed, result = train(more, tokenizer, data, method)
-        assert "still" not in routed.vectors
-        assert [member.name for member in result.prototypes.members] == list(pool)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_embeddings_are_routed_and_trained(tokenizer: Any, examples: Any, tmp_path: Path, method: str) -> None:
-    targets = ["embed_tokens", "q_proj"]
-    pool = {
-        name: save_adapter(llama(), tmp_path / name, seed, r=seed + 1, target_modules=targets)
-        for seed, name in enumerate(("attention", "mlp"))
-    }
-    data = [each for each in examples if each.adapter in pool]
-    routed, result = train(pool, tokenizer, data, method)
-    assert math.isfinite(result.loss)
-    assert any(routed.vectors[name]["model.embed_tokens"].any() for name in pool)
-
-
-@pytest.mark.parametrize("kind", ["t5", "mamba", "gpt2"])
-@pytest.mark.parametrize("method", METHODS)
-def test_other_architectures(tokenizer: Any, tmp_path: Path, kind: str, method: str) -> None:
-    architecture = ARCHITECTURES[kind]
-    pool = {
-        name: peft_adapter(architecture.make, tmp_path / name, seed, lora(targets, r=seed + 2))
-        for seed, (name, targets) in enumerate({"a": architecture.targets, "b": architecture.targets[:1]}.items())
-    }
-    data = [Example(name, f"{name} {n}", f"{name * (n + 1)}") for name in pool for n in range(5)]
-    settings = TrainingSettings(steps=12, batch_size=8, learning_rate=3e-2, warmup=0.0, validation=0.2)
-    routed = compose(architecture.make(0), pool, method, tokenizer=tokenizer)
-    frozen, watch = Frozen(routed), Watch()
-    options = {"mask": "none"} if method == "maple" else {}
+@pytest.mark.parametrize("asked", [False, True])
+def test_activation_checkpointing_that_was_on_stays_on(pool: Any, tokenizer: Any, examples: Any, asked: bool) -> None:
+    model = llama()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = fit(routed, data, settings=settings, progress=watch, **options)
-    frozen.check()
-    assert math.isfinite(result.loss) and result.validation is not None
-    assert all(any(vector.any() for vector in routed.vectors[name].values()) for name in pool)
-    first = float(watch.notes[1].split()[1].rstrip(","))
-    assert result.loss < first + 0.5
-    assert isinstance(routed.generate("a 3", max_new_tokens=3, do_sample=False), str)
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    settings = TrainingSettings(**{**SHORT.to_json(), "checkpointing": asked})
+    routed, _ = train(pool, tokenizer, examples, "lora-mixer", settings, model=model)
+    assert routed.model.model.gradient_checkpointing is True
+    assert same_vectors(routed.vectors, train(pool, tokenizer, examples, "lora-mixer")[0].vectors)
+
+
+def test_a_caller_without_gradients(pool: Any, tokenizer: Any, examples: Any) -> None:
+    expected, _ = train(pool, tokenizer, examples, "maple")
+    with torch.no_grad():
+        routed, _ = train(pool, tokenizer, examples, "maple")
+    assert same_vectors(routed.vectors, expected.vectors)
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "log"])
+def test_places_that_cannot_be_written_to_are_found_before_training(
+    pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    watch = Watch()
+    routed = compose(llama(), pool, "maple", tokenizer=tokenizer)
+    place = {"checkpoint": tmp_path / "file"} if what == "checkpoint" else {"log": tmp_path}
+    settings = TrainingSettings(steps=3, save_every=1)
+    with pytest.raises(TrainingError, match=what):
+        fit(routed, examples, settings=settings, progress=watch, **place)  # type: ignore[arg-type]
+    assert watch.done == 0
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_fit_says_nothing_on_its_own(pool: Any, tokenizer: Any, examples: Any) -> None:

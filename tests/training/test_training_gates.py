@@ -86,10 +86,7 @@ def maple_rule(score: Callable[..., list[torch.Tensor]], top_k: int, mask: str) 
     def weights(vectors: Sequence[torch.Tensor], x: torch.Tensor, own: int | None) -> list[torch.Tensor]:
         scores = score(vectors, x)
         everyone = sorted(range(len(scores)), key=lambda e: (-float(scores[e].detach()), e))
-        if mask == "before":
-            best = [e for e in everyone if e != own][:top_k]
-        else:
-            best = everyone[:top_k]
+        best = [e for e in everyone if mask != "before" or e != own][:top_k]
         if mask == "after":
             best = [e for e in best if e != own]
         found = [torch.zeros((), dtype=torch.float64)] * len(scores)
@@ -142,7 +139,7 @@ def check(
 ) -> None:
     """Output, gradient of the vectors and gradient of the input."""
     update, reading = update_of(router, case), Reading()
-    reading.begin(torch.tensor(own), torch.ones(1), spreading=False, observing=False)
+    reading.begin(torch.tensor(own), (torch.ones(1),), spreading=False, observing=False)
     gate = TrainedGate(update, partial(recipe.gate, router), reading)
     update.router = gate  # type: ignore[assignment]
     leaf = gate.select(range(len(case.adapters)) if trained is None else trained)
@@ -193,7 +190,7 @@ def test_phatgoose_of_an_adapter_that_is_no_candidate_is_the_base_module() -> No
 def test_a_pool_of_one_is_the_base_module_without_gradients_that_are_no_numbers(mask: str) -> None:
     case = CASES["one"]()
     update, reading = update_of(Maple(prototypes="set"), case), Reading()
-    reading.begin(torch.tensor([0, 0]), torch.ones(1), spreading=False, observing=False)
+    reading.begin(torch.tensor([0, 0]), (torch.ones(1),), spreading=False, observing=False)
     gate = TrainedGate(update, partial(MapleRecipe(mask=mask).gate, update.router), reading)
     update.router = gate  # type: ignore[assignment]
     leaf = gate.select([0])
@@ -210,7 +207,7 @@ def test_every_chosen_adapter_but_the_own_one_is_left() -> None:
     case = make_case([4] * 6, (2, 40))
     router = Maple(top_k=3, prototypes="set")
     update, reading = update_of(router, case), Reading()
-    reading.begin(torch.tensor([2, 4]), torch.ones(1), spreading=False, observing=False)
+    reading.begin(torch.tensor([2, 4]), (torch.ones(1),), spreading=False, observing=False)
     gate = TrainedGate(update, partial(MapleRecipe().gate, router), reading)
     gates = gate.route({}, case.inputs(), None)
     plain = router.route(update.state(), case.inputs(), None)
@@ -238,7 +235,7 @@ def test_embeddings_take_token_ids(kind: str) -> None:
     own = [1, 1] if kind == "phatgoose" else [0, 2]
     prepared = prepare(router, stack(pool), PoolFeatures(prototypes={"set": vectors_of(case)}))[MODULE]
     update, reading = RoutedUpdate(router, prepared, 3, LinearMap(nn.Embedding(30, 16), lookup=True)), Reading()
-    reading.begin(torch.tensor(own), torch.ones(1), spreading=False, observing=False)
+    reading.begin(torch.tensor(own), (torch.ones(1),), spreading=False, observing=False)
     gate = TrainedGate(update, partial(recipe.gate, router), reading)
     update.router = gate  # type: ignore[assignment]
     leaf = gate.select([1] if kind == "phatgoose" else [0, 1, 2])
@@ -275,7 +272,7 @@ def test_trained_vectors_are_put_where_they_came_from() -> None:
 def test_inputs_that_cannot_be_told_apart_are_an_error() -> None:
     case = make_case([4, 4], (7,))
     update, reading = update_of(Maple(prototypes="set"), case), Reading()
-    reading.begin(torch.tensor([0, 1]), torch.ones(1), spreading=False, observing=False)
+    reading.begin(torch.tensor([0, 1]), (torch.ones(1),), spreading=False, observing=False)
     update.router = TrainedGate(update, partial(MapleRecipe().gate, update.router), reading)  # type: ignore[assignment]
     with pytest.raises(TrainingError, match=r"\(7,\) in a batch of 2 sequences"):
         update(case.inputs())

@@ -15,8 +15,7 @@ from typing import Any
 import pytest
 import torch
 from compose_models import llama
-from test_training_fit import Watch
-from training_models import distance, same_vectors
+from training_models import Watch, distance, same_vectors
 
 from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
@@ -260,7 +259,9 @@ def test_a_damaged_checkpoint_is_refused(runs: Runs, kind: str) -> None:
     path.write_bytes(DAMAGE[kind](path.read_bytes()))
     routed = runs.routed("maple")
     vectors = routed.vectors
-    with pytest.raises(TrainingError, match=r"(?s)training.pt cannot be read as a checkpoint.*; remove it to start anew") as e:
+    with pytest.raises(
+        TrainingError, match=r"(?s)training.pt cannot be read as a checkpoint.*; remove it to start anew"
+    ) as e:
         runs.fit(routed)
     # PyTorch's own advice, to load the file without that check, is none to pass on.
     assert "weights_only" not in str(e.value)

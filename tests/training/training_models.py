@@ -1,10 +1,11 @@
-"""Adapters of one tiny Llama, tasks that each of them is best at, and what must not change while gates are trained."""
+"""Adapters of one tiny Llama with examples of their tasks, runs over them, and what no run may change."""
 
 from __future__ import annotations
 
 import random
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,13 @@ from hub_router.composition.attach import routed_updates
 from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
 from hub_router.features import Vectors
-from hub_router.training import Example
+from hub_router.progress import Advance
+from hub_router.training import Example, FitResult, TrainingSettings, fit
 from hub_router.training.batches import collate
 from hub_router.training.data import encode
 
+METHODS = ["phatgoose", "maple", "lora-mixer"]
+SHORT = TrainingSettings(steps=5, batch_size=8, learning_rate=1e-2, warmup=0.0)
 KINDS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION},
     "mlp": {"r": 8, "lora_alpha": 4, "target_modules": MLP, "use_rslora": True},
@@ -96,7 +100,9 @@ def distance(one: Vectors, other: Vectors) -> float:
     """Largest difference of two sets of the same adapters and modules."""
     assert {name: set(each) for name, each in one.items()} == {name: set(each) for name, each in other.items()}
     return max(
-        float(np.abs(vector - other[name][module]).max()) for name, each in one.items() for module, vector in each.items()
+        float(np.abs(vector - other[name][module]).max())
+        for name, each in one.items()
+        for module, vector in each.items()
     )
 
 
@@ -127,13 +133,54 @@ class Frozen:
         # The updates' own flag means nothing.
         found |= {f"training {n}": m.training for n, m in model.named_modules() if not n.endswith("hub_router_update")}
         found |= {
-            f"buffer {n}": b.detach().clone() for n, b in model.named_buffers() if not n.endswith("hub_router_update.router_P")
+            f"buffer {n}": b.detach().clone()
+            for n, b in model.named_buffers()
+            if not n.endswith("hub_router_update.router_P")
         }
         found |= {f"router {u.module}": type(u.router).__name__ for _, u in routed_updates(model)}
         found |= {f"handles {u.module}": len(u.handles) for _, u in routed_updates(model)}
         found["torch"] = torch.random.get_rng_state().clone()
-        found["numpy"] = np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+        found["numpy"] = np.random.get_state()[1].tolist()  # type: ignore[index]
         found["python"] = random.getstate()
         found["threads"] = torch.get_num_threads()
         found["grad mode"] = torch.is_grad_enabled()
         return found
+
+
+class Watch:
+    """Progress that remembers its notes, and may stop the run.
+
+    Args:
+        stop_at (int | None): raise after that many steps.
+    """
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.notes: list[str] = []
+        self.label, self.total, self.done = "", -1, 0
+        self._stop_at = stop_at
+
+    @contextmanager
+    def task(self, label: str, total: int | None) -> Iterator[Advance]:
+        self.label, self.total = label, total or -1
+
+        def advance(steps: int, note: str = "") -> None:
+            self.done += steps
+            self.notes.append(note)
+            if self.done == self._stop_at:
+                raise KeyboardInterrupt
+
+        yield advance
+
+
+def train(
+    pool: dict[str, Path],
+    tokenizer: Any,
+    examples: Sequence[Example],
+    method: str,
+    settings: TrainingSettings = SHORT,
+    model: Any = None,
+    **options: Any,
+) -> tuple[RoutedModel, FitResult]:
+    hyperparameters = {name: options.pop(name) for name in ("top_k", "parent") if name in options}
+    routed = compose(llama() if model is None else model, pool, method, tokenizer=tokenizer, **hyperparameters)
+    return routed, fit(routed, examples, settings=settings, **options)

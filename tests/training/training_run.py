@@ -12,13 +12,13 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "composition"))
 
-from accelerate import PartialState  # noqa: E402
-from compose_models import llama, make_tokenizer  # noqa: E402
+from accelerate import PartialState
+from compose_models import llama, make_tokenizer
 
-from hub_router.composition.build import compose  # noqa: E402
-from hub_router.progress import Advance  # noqa: E402
-from hub_router.prototypes import write_prototypes  # noqa: E402
-from hub_router.training import Example, TrainingSettings, fit  # noqa: E402
+from hub_router.composition.build import compose
+from hub_router.progress import Advance
+from hub_router.prototypes import write_prototypes
+from hub_router.training import Example, TrainingSettings, fit
 
 
 class Killed:

@@ -1,0 +1,176 @@
+"""``shared``: one LoRA on the data of all tasks together, by PEFT; the baseline without a router."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import peft
+import torch
+
+from hub_router.composition.base_model import base_name
+from hub_router.composition.text import has_encoder, pad_token
+from hub_router.errors import TrainingError
+from hub_router.progress import SILENT, Progress
+from hub_router.training.balance import Spread
+from hub_router.training.data import Example, check_examples, data_hash, encode, split
+from hub_router.training.fit import checkpointing
+from hub_router.training.gating import Reading
+from hub_router.training.loop import Loop
+from hub_router.training.recipe import Phase
+from hub_router.training.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(learning_rate=1e-4, batch_size=16, epochs=1.0, warmup=0.06)
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """The task's loss alone."""
+
+    name: ClassVar[str] = "shared"
+
+    def balance(self, spreads: Sequence[Spread], done: float) -> torch.Tensor | None:
+        """See :class:`~hub_router.training.recipe.Objective`; none."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class _Factor:
+    """One factor of the LoRA, as the loop trains it: in place."""
+
+    parameter: torch.nn.Parameter
+
+    @property
+    def stored(self) -> torch.Tensor:
+        """See :class:`~hub_router.training.gating.Trainable`."""
+        return self.parameter.data
+
+    def select(self, experts: Sequence[int]) -> torch.Tensor | None:
+        """See :class:`~hub_router.training.gating.Trainable`; the factor, whatever the phase."""
+        return self.parameter
+
+    def put(self) -> None:
+        """See :class:`~hub_router.training.gating.Trainable`; it is there."""
+
+
+def fit_shared(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    rank: int,
+    alpha: float,
+    target_modules: Sequence[str] | str,
+    settings: TrainingSettings = SETTINGS,
+    out: str | Path,
+    checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """Train one PEFT LoRA on all tasks together, the "Shared" baseline of `MAPLE`_.
+
+    Batches, optimizer, schedule, checkpoints and log are those of :func:`hub_router.training.fit`; a step draws a task,
+    then one of its examples. The base model is left as it was, bit for bit.
+
+    .. _MAPLE: https://openreview.net/forum?id=YxVebk7kIw
+
+    Args:
+        model (PreTrainedModel): the base model.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        examples (Sequence[Example]): of all tasks; ``adapter`` says which task one is of.
+        rank (int): r.
+        alpha (float): ``lora_alpha``; the update is scaled by alpha/r.
+        target_modules (Sequence[str] | str): as PEFT takes them: ends of module names, a pattern, or ``all-linear``.
+        settings (TrainingSettings): of the loop.
+        out (str | Path): folder that gets the adapter, whole or not at all; must not exist.
+        checkpoint (str | Path | None): folder for checkpoints, from which a stopped run goes on; removed at the end.
+        log (str | Path | None): file that gets a JSON line per step.
+        progress (Progress): told of every step.
+
+    Returns:
+        Path: the adapter's folder, which PEFT loads, and ``hub-router sync`` takes.
+
+    Raises:
+        TrainingError: unusable examples, a folder that exists, no such modules, or a checkpoint of another run.
+    """
+    folder, tasks = Path(out).expanduser(), list(dict.fromkeys(each.adapter for each in examples))
+    if folder.exists():
+        raise TrainingError(f"{folder} exists and is left as it is; name a folder that does not")
+    check_examples(examples, tasks)
+    learned, held = split(examples, settings.validation, settings.seed)
+    longest = getattr(model.config, "max_position_embeddings", None)
+    encoded, held_out = (
+        encode(part, tasks, tokenizer, longest, has_encoder(model)) if part else [] for part in (learned, held)
+    )
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+    with torch.random.fork_rng(), _with_lora(model, config, settings.seed) as adapted, checkpointing(model, settings):
+        run = Loop(
+            model=model,
+            gates={name: _Factor(each) for name, each in adapted.named_parameters() if each.requires_grad},
+            recipe=_Shared(),
+            phases=(Phase("shared", (), tuple(range(len(tasks)))),),
+            settings=settings,
+            reading=Reading(),
+            pad=pad_token(model, tokenizer),
+            fingerprint=_fingerprint(model, config, settings, examples),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            log=None if log is None else Path(log),
+        )
+        run.go(encoded, held_out, progress)
+        _save(adapted, folder)
+    return folder
+
+
+@contextmanager
+def _with_lora(model: Any, config: Any, seed: int) -> Iterator[Any]:
+    """A PEFT model around the base model, which afterwards is as it was."""
+    before = {name: each.requires_grad for name, each in model.named_parameters()}
+    attributes, mode = dict(vars(model)), model.training
+    pretraining = getattr(model.config, "pretraining_tp", None)
+    torch.manual_seed(seed)
+    try:
+        adapted = peft.get_peft_model(model, config)
+    except ValueError as error:
+        raise TrainingError(f"PEFT cannot put a LoRA on {base_name(model)}: {error}") from error
+    try:
+        yield adapted
+    finally:
+        adapted.unload()
+        for name in set(vars(model)) - set(attributes):
+            delattr(model, name)
+        if pretraining is not None:
+            model.config.pretraining_tp = pretraining
+        for name, each in model.named_parameters():
+            each.requires_grad_(before[name])
+        model.train(mode)
+
+
+def _save(adapted: Any, folder: Path) -> None:
+    """Write the adapter, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        adapted.save_pretrained(draft, save_embedding_layers=False)
+        draft.chmod(0o755)
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _fingerprint(model: Any, config: Any, settings: TrainingSettings, examples: Sequence[Example]) -> dict[str, Any]:
+    """What the adapter depends on."""
+    targets = config.target_modules
+    return {
+        "base model": base_name(model),
+        "rank": config.r,
+        "alpha": config.lora_alpha,
+        "targets": targets if isinstance(targets, str) else sorted(targets),
+        "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
+        "data": data_hash(examples),
+    }
