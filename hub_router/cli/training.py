@@ -12,6 +12,9 @@ import click
 from hub_router.cli.compositions import labelled, named_pool, parse_settings
 from hub_router.cli.options import Call, common_options, device_option
 
+# Methods that train an adapter of PEFT, not gates.
+_ADAPTERS = ("shared", "ewora")
+
 
 @click.command()
 @click.argument("method")
@@ -43,6 +46,12 @@ from hub_router.cli.options import Call, common_options, device_option
     help="Setting of the training or the method, e.g. --set epochs=2 --set mask=none; repeatable.",
 )
 @click.option("--log", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="JSON line per step.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the adapter that METHOD shared or ewora trains; must not exist.",
+)
 @click.option("--dry-run", is_flag=True, help="Check adapters, base model, data and settings; train nothing.")
 @device_option
 @common_options
@@ -58,17 +67,23 @@ def train(
     data: Path | None,
     options: dict[str, Any],
     log: Path | None,
+    out: Path | None,
     dry_run: bool,
     device: str | None,
 ) -> None:
     """Train the gates of a method over a pool; they become a prototype set.
 
-    METHOD is phatgoose, maple or lora-mixer. Base model and adapters stay as they are. The gates become the next
-    version of the set, for compose --set prototypes=SET. A run that was stopped goes on when the same command is given
-    again.
+    METHOD is phatgoose, maple, lora-mixer, lorahub or mole. Base model and adapters stay as they are. The gates
+    become the next version of the set, for compose --set prototypes=SET. METHOD may also be shared or ewora, an adapter
+    of PEFT for all tasks together. A run that was stopped goes on when the same command is given again.
     """
     refs = [ref for given in adapters for ref in given.split(",") if ref]
-    if not (refs or query or composition):
+    adapter = method in _ADAPTERS
+    if adapter != (out is not None) or (adapter and (name or dry_run)):
+        raise click.UsageError(
+            f"{' and '.join(_ADAPTERS)} train an adapter into --out DIR, other methods a set, --name"
+        )
+    if not (refs or query or composition or (adapter and base_model and data)):
         raise click.UsageError("name the pool: --adapters ADAPTER, --query TEXT or --composition NAME")
     with call.hub() as hub:
         pool = named_pool(hub, refs)
@@ -78,6 +93,16 @@ def train(
             known = {record.id for _, record in pool}
             hits = hub.search(query, base_model=base_model, limit=limit)
             pool += [(None, hit.adapter) for hit in hits if hit.adapter.id not in known]
+        if out is not None:
+            trained = hub.train_adapter(
+                method, out, labelled(pool), base_model=base_model, data=data, log=log, device=device, **options
+            )
+            call.out.document({**dataclasses.asdict(trained), "out": str(trained.out)})
+            call.out.text(
+                f"Wrote {trained.out}: {trained.kind}, {trained.steps} steps on {trained.examples} examples, loss "
+                f"{trained.loss:.3f}."
+            )
+            return
         made = hub.train(
             method,
             labelled(pool),

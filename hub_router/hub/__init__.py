@@ -16,7 +16,7 @@ from hub_router.hub.bases import Bases
 from hub_router.hub.indexing import index_spectra
 from hub_router.hub.prototypes import PrototypeSets
 from hub_router.hub.samples import Samples
-from hub_router.hub.training import TrainingSummary
+from hub_router.hub.training import AdapterSummary, TrainingSummary
 from hub_router.progress import SILENT, Progress
 from hub_router.records import (
     SEARCH_BY,
@@ -541,6 +541,49 @@ class Hub:
             log=log,
             device=device,
             dry_run=dry_run,
+            progress=self.progress,
+        )
+
+    def train_adapter(
+        self,
+        kind: str,
+        out: str | Path,
+        adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef] = (),
+        *,
+        base_model: str | None = None,
+        data: str | Path | None = None,
+        log: str | Path | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> AdapterSummary:
+        """Train one adapter of PEFT on the data of many tasks; the folder can be synced, or loaded by PEFT.
+
+        Args:
+            kind (str): ``shared``, a plain LoRA, or ``ewora``.
+            out (str | Path): the adapter's folder; must not exist.
+            adapters (Mapping | Iterable): whose samples are learned, as for :meth:`define`; may be none, with data.
+            base_model (str | None): base model; default the one that all adapters name.
+            data (str | Path | None): JSONL of ``input``, ``output`` and ``task``; default the catalog's samples.
+            log (str | Path | None): file that gets a JSON line per step.
+            device (str | None): as for :meth:`load`.
+            **options (Any): settings of the training, and of PEFT's ``LoraConfig`` or of ``EworaConfig``.
+
+        Returns:
+            AdapterSummary: the folder, steps and losses.
+
+        Raises:
+            TrainingError: unusable data, or a setting that there is not; nothing is trained.
+        """
+        return training.train_adapter(
+            self.store,
+            kind,
+            out,
+            adapters,
+            base_model=base_model,
+            data=data,
+            options=options,
+            log=log,
+            device=device,
             progress=self.progress,
         )
 

@@ -107,6 +107,88 @@ def train(
     )
 
 
+@dataclass(frozen=True)
+class AdapterSummary:
+    """What ``train shared`` and ``train ewora`` made.
+
+    Args:
+        out (Path): folder of the adapter.
+        kind (str): ``shared`` or ``ewora``.
+        examples (int): that were learned from, or set aside.
+        steps (int): of the optimizer.
+        loss (float): over the last tenth of the steps, nats per answer token.
+        validation (float | None): on the examples that were set aside.
+    """
+
+    out: Path
+    kind: str
+    examples: int
+    steps: int
+    loss: float
+    validation: float | None
+
+
+def train_adapter(
+    store: Store,
+    kind: str,
+    out: str | Path,
+    adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef],
+    *,
+    base_model: str | None,
+    data: str | Path | None,
+    options: Mapping[str, Any],
+    log: str | Path | None,
+    device: str | None,
+    progress: Progress,
+) -> AdapterSummary:
+    """See :meth:`hub_router.hub.Hub.train_adapter`."""
+    from hub_router.training.data import read_jsonl
+    from hub_router.training.peft_adapter import SETTINGS, fit_adapter
+    from hub_router.training.settings import TrainingSettings
+
+    loop = {each.name for each in fields(TrainingSettings)}
+    settings = _settings(SETTINGS, {key: value for key, value in options.items() if key in loop})
+    config = _adapter_config(kind, {key: value for key, value in options.items() if key not in loop})
+    members: Mapping[str, AdapterRecord] = {}
+    if adapters:
+        with store.read() as session:
+            members = selection.select(session, adapters)
+            samples = _samples(session, members)
+    if not members and (data is None or base_model is None):
+        raise TrainingError(
+            f"training {kind} without adapters of the catalog needs a base model and data (--data FILE)"
+        )
+    examples = _examples(data, samples, members) if members else read_jsonl(_file(data), None)
+    folder = Path(out).expanduser().absolute()
+    model, tokenizer = load_base(base_model or selection.common_base(members), device)
+    checkpoint = folder.with_name(f".{folder.name}.training")
+    outcome = fit_adapter(
+        model,
+        tokenizer,
+        examples,
+        config,
+        settings=settings,
+        out=folder,
+        checkpoint=checkpoint,
+        log=log,
+        progress=progress,
+    )
+    return AdapterSummary(folder, kind, len(examples), outcome.steps, outcome.loss, outcome.validation)
+
+
+def _adapter_config(kind: str, options: Mapping[str, Any]) -> Any:
+    """PEFT's config of a kind of adapter, on all linear maps unless said otherwise."""
+    import peft
+
+    from hub_router.ewora import EworaConfig
+
+    make = {"shared": peft.LoraConfig, "ewora": EworaConfig}[kind]
+    try:
+        return make(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options})
+    except (TypeError, ValueError) as error:
+        raise TrainingError(f"{make.__name__} cannot be made of {dict(options)}: {error}") from error
+
+
 def _sorted_out(
     method: str, options: Mapping[str, Any]
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
@@ -164,8 +246,12 @@ def _examples(
             )
         return examples
     names = {record.ref: name for name, record in members.items()}
-    path = Path(data).expanduser()
+    found = read_jsonl(_file(data), [*members, *(ref for ref in names if ref not in members)])
+    return [replace(each, adapter=names.get(each.adapter, each.adapter)) for each in found]
+
+
+def _file(data: str | Path | None) -> Path:
+    path = Path(data or "").expanduser()
     if not path.is_file():
         raise HubRouterError(f"training data {path} is no file, expected JSONL with input, output and adapter per line")
-    found = read_jsonl(path, [*members, *(ref for ref in names if ref not in members)])
-    return [replace(each, adapter=names.get(each.adapter, each.adapter)) for each in found]
+    return path

@@ -65,12 +65,12 @@ def from_samples(samples: Mapping[str, Iterable[Sample]]) -> list[Example]:
     ]
 
 
-def read_jsonl(path: Path, adapters: Sequence[str]) -> list[Example]:
+def read_jsonl(path: Path, adapters: Sequence[str] | None) -> list[Example]:
     """Read examples, all or none.
 
     Args:
         path (Path): a JSON object per line: ``input``, ``output``, and ``adapter`` or ``task``, a name of the pool.
-        adapters (Sequence[str]): names of the pool.
+        adapters (Sequence[str] | None): names of the pool; None where there is none, and a task may have any name.
 
     Returns:
         list[Example]: in the file's order; blank lines are passed over.
@@ -214,7 +214,7 @@ def _joined(prompt: str, answer: str) -> str:
     return answer if not prompt or prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
 
 
-def _example(line: str, adapters: Sequence[str]) -> Example | str:
+def _example(line: str, adapters: Sequence[str] | None) -> Example | str:
     """An example, or what is wrong with the line."""
     try:
         entry = json.loads(line)
@@ -228,6 +228,8 @@ def _example(line: str, adapters: Sequence[str]) -> Example | str:
         return f"{' and '.join(wrong)} missing, empty or no text"
     if not _is_unicode(entry["input"] + entry["output"]):
         return "half a surrogate pair, which is no text"
+    if adapters is None:
+        return Example(str(adapter or "task"), entry["input"], entry["output"])
     if not isinstance(adapter, str) or adapter not in adapters:
         return f"adapter {adapter!r} is not in the pool; pool: {', '.join(adapters)}"
     return Example(adapter, entry["input"], entry["output"])

@@ -81,6 +81,37 @@ def test_data_of_a_file_and_of_a_composition(run: Run, run_json: Callable[..., A
     assert (made["examples"], made["prototypes"]) == (3, "lora-mixer@1")
 
 
+@pytest.mark.parametrize("kind", ["shared", "ewora"])
+def test_one_adapter_for_all_tasks(run: Run, run_json: Callable[..., Any], tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "made"
+    sizes = ("--set", "r=4", "--set", "lora_alpha=8") + (("--set", "n=2") if kind == "ewora" else ())
+    made = run_json("train", kind, "--out", out, *MEMBERS, *QUICK, *sizes)
+    assert (made["out"], made["steps"], made["kind"]) == (str(out), 3, kind)
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"]) == ({"shared": "LORA", "ewora": "EWORA"}[kind], 4)
+    assert not list(tmp_path.glob(".made*"))
+    if kind == "shared":
+        run("sync", out)
+        run("compose", "alone", str(out), "--method", "single", "--set", "adapter=made")
+    else:
+        assert "import hub_router.ewora" in run("sync", out, status=1).stdout
+    assert "exists" in run("train", kind, "--out", out, *MEMBERS, *QUICK, status=1).stderr
+
+
+def test_an_adapter_of_a_file_without_a_catalog(
+    run_json: Callable[..., Any], run: Run, world: World, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"input": "Is it?", "output": "yes", "task": "any"}) + "\n")
+    given = ("--base", world.base, "--data", data, *QUICK)
+    assert run_json("train", "shared", "--out", tmp_path / "made", *given, "--set", "r=2")["examples"] == 1
+    assert (
+        "LoraConfig cannot be made"
+        in run("train", "shared", "--out", tmp_path / "b", *given, "--set", "rr=2", status=1).stderr
+    )
+    assert "--out DIR" in run("train", "shared", *given, status=2).stderr
+
+
 def test_a_dry_run_checks_all_and_trains_nothing(run: Run, run_json: Callable[..., Any], home: Path) -> None:
     planned = run_json("train", "phatgoose", *MEMBERS, *QUICK, "--dry-run")
     assert (planned["prototypes"], planned["version"], planned["steps"]) == (None, None, 9)

@@ -231,3 +231,17 @@ def test_equal_adapters_share_columns_as_equals() -> None:
         prepared = prepare(Mole(1.0, "set"), stack(pool), PoolFeatures(prototypes={"set": vectors}))[MODULE]
         results.append(RoutedUpdate(Mole(1.0, "set"), prepared, 2, some_map(prepared))(case.inputs()))
     assert_close(results[0], results[1].double(), 1e-6)
+
+
+def test_adapters_that_share_their_down_projection_are_told_apart() -> None:
+    case = make_case([3, 3], (4,))
+    shared = case.adapters[0].modules[MODULE].A
+    case = replace(
+        case, adapters=[replace(a, modules={MODULE: replace(a.modules[MODULE], A=shared)}) for a in case.adapters]
+    )
+    features = stored(case, gate_of(case))
+    results = []
+    for pool in (case.adapters, case.adapters[::-1]):
+        prepared = prepare(Mole(1.0, "set"), stack(pool), features)[MODULE]
+        results.append(RoutedUpdate(Mole(1.0, "set"), prepared, 2, some_map(prepared))(case.inputs()))
+    assert_close(results[1], results[0].double(), 1e-6)

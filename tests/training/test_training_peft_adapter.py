@@ -21,7 +21,7 @@ from hub_router.errors import TrainingError
 from hub_router.training import Example, TrainingSettings
 from hub_router.training.batches import draw
 from hub_router.training.data import encode
-from hub_router.training.shared import fit_shared
+from hub_router.training.peft_adapter import fit_shared
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8, "target_modules": ATTENTION}
 SHORT = TrainingSettings(steps=4, batch_size=6, learning_rate=1e-2)
@@ -159,7 +159,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(examples: list[Example], tokenizer: A
     assert (watch.label, watch.total) == ("training shared", 7) and all("nan" not in note for note in watch.notes)
     assert checkpoint.exists() and not (tmp_path / "on").exists()
     assert not any("lora" in name for name, _ in model.named_parameters())
-    with pytest.raises(TrainingError, match="rank: 4, now 2"):
+    with pytest.raises(TrainingError, match="adapter r: 4, now 2"):
         fit_shared(model, tokenizer, examples, **{**given, "rank": 2}, out=tmp_path / "on", checkpoint=checkpoint)
     on = fit_shared(model, tokenizer, examples, **given, out=tmp_path / "on", checkpoint=checkpoint)
     one, other = weights_of(whole), weights_of(on)
@@ -176,7 +176,7 @@ def test_what_is_refused(examples: list[Example], tokenizer: Any, tmp_path: Path
     with pytest.raises(TrainingError, match="no training examples"):
         fit_shared(llama(), tokenizer, [], **given, out=tmp_path / "new")
     model = llama()
-    with pytest.raises(TrainingError, match=r"PEFT cannot put a LoRA on .*nowhere"):
+    with pytest.raises(TrainingError, match=r"PEFT cannot put the adapter on .*nowhere"):
         fit_shared(model, tokenizer, examples, **{**given, "target_modules": ["nowhere"]}, out=tmp_path / "new")
     assert all(each.requires_grad for each in model.parameters())
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

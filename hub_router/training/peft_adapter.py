@@ -1,4 +1,4 @@
-"""``shared``: one LoRA on the data of all tasks together, by PEFT; the baseline without a router."""
+"""Adapters of PEFT on the data of all tasks together: the baseline ``shared``, EWoRA, or any other type."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hub_router.training.balance import Spread
 from hub_router.training.data import Example, check_examples, data_hash, encode, split
 from hub_router.training.fit import checkpointing
 from hub_router.training.gating import Reading
-from hub_router.training.loop import Loop
+from hub_router.training.loop import Loop, Outcome
 from hub_router.training.recipe import Phase
 from hub_router.training.settings import TrainingSettings
 
@@ -72,20 +72,64 @@ def fit_shared(
     log: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Path:
-    """Train one PEFT LoRA on all tasks together, the "Shared" baseline of `MAPLE`_.
-
-    Batches, optimizer, schedule, checkpoints and log are those of :func:`hub_router.training.fit`; a step draws a task,
-    then one of its examples. The base model is left as it was, bit for bit.
+    """Train one plain LoRA on all examples, whatever their task (`MAPLE`_'s baseline "Shared").
 
     .. _MAPLE: https://openreview.net/forum?id=YxVebk7kIw
+
+    Args:
+        model (PreTrainedModel): as for :func:`fit_adapter`.
+        tokenizer (PreTrainedTokenizerBase): as for :func:`fit_adapter`.
+        examples (Sequence[Example]): as for :func:`fit_adapter`.
+        rank (int): r.
+        alpha (float): ``lora_alpha``; the update is scaled by alpha/r.
+        target_modules (Sequence[str] | str): as PEFT takes them: ends of module names, a pattern, or ``all-linear``.
+        settings (TrainingSettings): as for :func:`fit_adapter`.
+        out (str | Path): as for :func:`fit_adapter`.
+        checkpoint (str | Path | None): as for :func:`fit_adapter`.
+        log (str | Path | None): as for :func:`fit_adapter`.
+        progress (Progress): as for :func:`fit_adapter`.
+
+    Returns:
+        Path: the adapter's folder, which ``hub-router sync`` takes.
+
+    Raises:
+        TrainingError: as :func:`fit_adapter`.
+    """
+    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
+    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+    fit_adapter(
+        model,
+        tokenizer,
+        examples,
+        config,
+        settings=settings,
+        out=out,
+        checkpoint=checkpoint,
+        log=log,
+        progress=progress,
+    )
+    return Path(out).expanduser()
+
+
+def fit_adapter(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    config: Any,
+    *,
+    settings: TrainingSettings = SETTINGS,
+    out: str | Path,
+    checkpoint: str | Path | None = None,
+    log: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Train an adapter of PEFT on all examples, by the loop that trains gates; the base model is left as it was.
 
     Args:
         model (PreTrainedModel): the base model.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         examples (Sequence[Example]): of all tasks; ``adapter`` says which task one is of.
-        rank (int): r.
-        alpha (float): ``lora_alpha``; the update is scaled by alpha/r.
-        target_modules (Sequence[str] | str): as PEFT takes them: ends of module names, a pattern, or ``all-linear``.
+        config (PeftConfig): of the adapter, such as ``peft.LoraConfig`` or ``hub_router.ewora.EworaConfig``.
         settings (TrainingSettings): of the loop.
         out (str | Path): folder that gets the adapter, whole or not at all; must not exist.
         checkpoint (str | Path | None): folder for checkpoints, from which a stopped run goes on; removed at the end.
@@ -93,7 +137,7 @@ def fit_shared(
         progress (Progress): told of every step.
 
     Returns:
-        Path: the adapter's folder, which PEFT loads, and ``hub-router sync`` takes.
+        Outcome: losses and steps.
 
     Raises:
         TrainingError: unusable examples, a folder that exists, no such modules, or a checkpoint of another run.
@@ -107,9 +151,11 @@ def fit_shared(
     encoded, held_out = (
         encode(part, tasks, tokenizer, longest, has_encoder(model)) if part else [] for part in (learned, held)
     )
-    targets = target_modules if isinstance(target_modules, str) else list(target_modules)
-    config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
-    with torch.random.fork_rng(), _with_lora(model, config, settings.seed) as adapted, checkpointing(model, settings):
+    with (
+        torch.random.fork_rng(),
+        _with_adapter(model, config, settings.seed) as adapted,
+        checkpointing(model, settings),
+    ):
         run = Loop(
             model=model,
             gates={name: _Factor(each) for name, each in adapted.named_parameters() if each.requires_grad},
@@ -122,13 +168,13 @@ def fit_shared(
             checkpoint=None if checkpoint is None else Path(checkpoint),
             log=None if log is None else Path(log),
         )
-        run.go(encoded, held_out, progress)
+        outcome = run.go(encoded, held_out, progress)
         _save(adapted, folder)
-    return folder
+    return outcome
 
 
 @contextmanager
-def _with_lora(model: Any, config: Any, seed: int) -> Iterator[Any]:
+def _with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
     """A PEFT model around the base model, which afterwards is as it was."""
     before = {name: each.requires_grad for name, each in model.named_parameters()}
     attributes, mode = dict(vars(model)), model.training
@@ -137,7 +183,7 @@ def _with_lora(model: Any, config: Any, seed: int) -> Iterator[Any]:
     try:
         adapted = peft.get_peft_model(model, config)
     except ValueError as error:
-        raise TrainingError(f"PEFT cannot put a LoRA on {base_name(model)}: {error}") from error
+        raise TrainingError(f"PEFT cannot put the adapter on {base_name(model)}: {error}") from error
     try:
         yield adapted
     finally:
@@ -165,12 +211,13 @@ def _save(adapted: Any, folder: Path) -> None:
 
 def _fingerprint(model: Any, config: Any, settings: TrainingSettings, examples: Sequence[Example]) -> dict[str, Any]:
     """What the adapter depends on."""
-    targets = config.target_modules
     return {
         "base model": base_name(model),
-        "rank": config.r,
-        "alpha": config.lora_alpha,
-        "targets": targets if isinstance(targets, str) else sorted(targets),
+        **{f"adapter {key}": _plain(value) for key, value in config.to_dict().items()},
         "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
         "data": data_hash(examples),
     }
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else value
