@@ -1,6 +1,6 @@
 """Reproduce in small what the papers claim, on the zoo, and print the tables in Markdown.
 
-python examples/reproduce/run.py [maple] [lora-mixer] [--seeds 0 1 2] [--workers 2] [--out results.json]
+python examples/reproduce/run.py [maple] [lora-mixer] [ewora] [--seeds 0 1 2] [--workers 2] [--out results.json]
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import ewora
 import lora_mixer
 import maple
 import zoo
 
-EXPERIMENTS = {"maple": maple, "lora-mixer": lora_mixer}
+EXPERIMENTS = {"maple": maple, "lora-mixer": lora_mixer, "ewora": ewora}
 
 
 def main() -> None:

@@ -13,8 +13,9 @@ from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.routing.arrow import Arrow
 from hub_router.routing.base import Gates, Prepared
 from hub_router.routing.hyperparameters import choice, optional_integer, set_name, validate
-from hub_router.routing.phatgoose import Phatgoose
+from hub_router.routing.phatgoose import Phatgoose, phatgoose_scores
 from hub_router.routing.project import project
+from hub_router.routing.top_k import best
 from hub_router.routing.trained import PROTOTYPES, in_place, trained_vectors
 
 _PARENTS: Mapping[str, type[Arrow] | type[Phatgoose]] = {"arrow": Arrow, "phatgoose": Phatgoose}
@@ -57,17 +58,18 @@ class Maple:
         """See :class:`~hub_router.routing.base.Router`; the set's vectors ``(C, D_in)``, else the parent's own."""
         own = known.prototypes.get(self.prototypes or in_place(self.kind))
         if own is None and not self.prototypes:
-            return self._rule().prepare(bank, adapters, known)
+            return _PARENTS[self.parent]().prepare(bank, adapters, known)
         if own is not None and any(adapters[expert] not in own for expert in bank.experts):
             # Adapters without a direction were no candidates of the parent when the set was trained, and are none now.
-            bank = self._rule().prepare(bank, adapters, known).bank
+            bank = _PARENTS[self.parent]().prepare(bank, adapters, known).bank
         vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, kind=self.kind)
         assert vectors is not None
         return Prepared(bank, {PROTOTYPES: vectors})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`; the parent's."""
-        return self._rule().route(tensors, x, h)
+        selected, chosen = best(self.scores(tensors[PROTOTYPES], x), self.count)  # [..., K]
+        return Gates(torch.softmax(selected, dim=-1), chosen)
 
     def scores(self, vectors: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Every candidate's score by the parent's rule.
@@ -79,19 +81,14 @@ class Maple:
         Returns:
             torch.Tensor: ``(..., C)``.
         """
-        rule = self._rule()
-        return rule.scores(vectors, x) if isinstance(rule, Phatgoose) else project(x, vectors).abs()
+        return phatgoose_scores(vectors, x) if self.parent == "phatgoose" else project(x, vectors).abs()
 
     @property
     def count(self) -> int:
         """Experts per token and module."""
-        return self._rule().top_k
+        return _PARENTS[self.parent].top_k if self.top_k is None else self.top_k
 
     @property
     def kind(self) -> str:
         """What its vectors are: prototypes by the parent's rule."""
         return f"{self.name} {self.parent}"
-
-    def _rule(self) -> Arrow | Phatgoose:
-        parent = _PARENTS[self.parent]
-        return parent() if self.top_k is None else parent(top_k=self.top_k)

@@ -55,21 +55,22 @@ class Phatgoose:
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`."""
-        selected, chosen = best(self.scores(tensors[PROTOTYPES], x), self.top_k)  # [..., K]
+        selected, chosen = best(phatgoose_scores(tensors[PROTOTYPES], x), self.top_k)  # [..., K]
         return Gates(torch.softmax(selected, dim=-1), chosen)
 
-    def scores(self, vectors: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Every candidate's score.
 
-        Args:
-            vectors (torch.Tensor): ``(C, D_in)``.
-            x (torch.Tensor): inputs ``(..., D_in)``; token ids ``(...)`` stand for one-hot vectors.
+def phatgoose_scores(vectors: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Every candidate's score ``x' . v' / sqrt(D_in)``.
 
-        Returns:
-            torch.Tensor: ``(..., C)``.
-        """
-        width, rows = vectors.shape[-1], standardise(vectors)
-        if x.is_floating_point():
-            return project(standardise(x), rows) * width**-0.5
-        # Of a one-hot vector the variance is (D - 1) / D^2; rows of mean 0 do not see that its mean is taken off.
-        return project(x, rows) * width**0.5 * max(width - 1, 1) ** -0.5
+    Args:
+        vectors (torch.Tensor): ``(C, D_in)``.
+        x (torch.Tensor): inputs ``(..., D_in)``; token ids ``(...)`` stand for one-hot vectors.
+
+    Returns:
+        torch.Tensor: ``(..., C)``.
+    """
+    width, rows = vectors.shape[-1], standardise(vectors)
+    if x.is_floating_point():
+        return project(standardise(x), rows) * width**-0.5
+    # Of a one-hot vector the variance is (D - 1) / D^2; rows of mean 0 do not see that its mean is taken off.
+    return project(x, rows) * width**0.5 * max(width - 1, 1) ** -0.5
