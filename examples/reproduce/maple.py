@@ -32,7 +32,7 @@ def jobs(seeds: Sequence[int]) -> list[tuple[int, str, str | None]]:
     ]
 
 
-def run(job: tuple[int, str, str | None], settings: TrainingSettings = SETTINGS) -> dict[str, Any]:
+def run(job: tuple[int, str, str | None], settings: TrainingSettings | None = None) -> dict[str, Any]:
     """Train one pool and measure it."""
     from dataclasses import replace
 
@@ -43,7 +43,7 @@ def run(job: tuple[int, str, str | None], settings: TrainingSettings = SETTINGS)
     before = routed.vectors
     loss = None
     if mode != "parent":
-        loss = fit(routed, zoo.samples(pool), settings=replace(settings, seed=seed), mask=mode).loss
+        loss = fit(routed, zoo.samples(pool), settings=replace(settings or SETTINGS, seed=seed), mask=mode).loss
     tested = pool if left_out is None else [left_out]
     prompts = [test.input for task in tested for test in zoo.pairs(task, "test.jsonl")[:PROMPTS]]
     return {
