@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -100,7 +101,7 @@ def compose(
         pool = named_pool(hub, adapters)
         if query:
             known = {record.id for _, record in pool}
-            found = [hit.adapter for hit in hub.search(query, base_model=base_model, limit=limit)]
+            found = [hit.adapter for hit in hub.search(query, base_model=hub_id(base_model), limit=limit)]
             pool += [(None, record) for record in found if record.id not in known]
         composition = hub.define(
             name, labelled(pool), method, base_model=base_model, replace=replace, **hyperparameters
@@ -115,6 +116,18 @@ def compose(
     )
     call.out.text(f"Stored {name}: {composition.method}{_settings(composition)} on {composition.base_model}.")
     call.out.remark(f'Next: hub-router generate {shlex.quote(name)} "a prompt"')
+
+
+def hub_id(base_model: str | None) -> str | None:
+    """What a search filters by: adapters state Hub ids of their base models, and a folder is none.
+
+    Args:
+        base_model (str | None): Hub id or folder.
+
+    Returns:
+        str | None: None for a folder.
+    """
+    return None if base_model is None or Path(base_model).is_dir() else base_model
 
 
 def named_pool(hub: Hub, adapters: Sequence[str]) -> list[tuple[str | None, AdapterRecord]]:

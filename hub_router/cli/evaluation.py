@@ -65,6 +65,7 @@ def evaluate(
             "mean": table.mean,
             "unseen_mean": table.unseen_mean,
             "refused": table.refused,
+            "notes": table.notes,
         }
     )
     if len(table.methods) > _COLUMNS:
@@ -77,6 +78,8 @@ def evaluate(
             call.out.text("\nEach task's own adapter left out of the pool:")
             _tasks(call.out, table, [row.unseen for row in table.rows], table.unseen_mean)
     _refused(call.out, table.refused)
+    for note in table.notes:
+        call.out.text(note)
 
 
 def _refused(out: Output, refused: Mapping[str, str]) -> None:

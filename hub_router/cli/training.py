@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from hub_router.cli.compositions import labelled, named_pool, parse_settings
+from hub_router.cli.compositions import hub_id, labelled, named_pool, parse_settings
 from hub_router.cli.options import Call, common_options, device_option
 
 # Methods that train an adapter of PEFT, not gates.
@@ -52,6 +52,7 @@ _ADAPTERS = ("shared", "ewora")
     metavar="DIR",
     help="Folder of the adapter that METHOD shared or ewora trains; must not exist.",
 )
+@click.option("--restart", is_flag=True, help="Begin anew where a stopped run of the same name would go on.")
 @click.option("--dry-run", is_flag=True, help="Check adapters, base model, data and settings; train nothing.")
 @device_option
 @common_options
@@ -68,6 +69,7 @@ def train(
     options: dict[str, Any],
     log: Path | None,
     out: Path | None,
+    restart: bool,
     dry_run: bool,
     device: str | None,
 ) -> None:
@@ -91,7 +93,7 @@ def train(
             pool += [(member.name, member.adapter) for member in hub.composition(composition).members]
         if query:
             known = {record.id for _, record in pool}
-            hits = hub.search(query, base_model=base_model, limit=limit)
+            hits = hub.search(query, base_model=hub_id(base_model), limit=limit)
             pool += [(None, hit.adapter) for hit in hits if hit.adapter.id not in known]
         if out is not None:
             trained = hub.train_adapter(
@@ -112,6 +114,7 @@ def train(
             log=log,
             device=device,
             dry_run=dry_run,
+            restart=restart,
             **options,
         )
     ref = None if dry_run else f"{made.name}@{made.version}"

@@ -25,7 +25,7 @@ def check_trained(router: Router) -> None:
     if set_of(router) == "":
         raise MethodError(
             f"method {router.name!r} needs trained gates, got prototypes=''; train them with: hub-router train "
-            f"{router.name} SET ADAPTER..., then: --set prototypes=SET"
+            f"{router.name} --name SET --adapters ADAPTER,..., then: --set prototypes=SET"
         )
 
 

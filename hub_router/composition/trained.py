@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from hub_router.composition.layer import RoutedUpdate
-from hub_router.errors import ArtifactError, StaleFeaturesError
+from hub_router.errors import ArtifactError, MethodError, StaleFeaturesError
 from hub_router.features import PoolFeatures, Vectors
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.prototypes import read_prototypes
@@ -55,6 +56,27 @@ def trained_key(router: Router) -> str | None:
     return name or in_place(getattr(router, "kind", router.name)) if name is not None else None
 
 
+def need_kind(router: Router, prototypes: str, method: str, hyperparameters: Mapping[str, Any]) -> None:
+    """Refuse a set whose vectors mean something else to the method that made them.
+
+    Args:
+        router (Router): that names the set.
+        prototypes (str): the set's name.
+        method (str): that made it.
+        hyperparameters (Mapping[str, Any]): of the making.
+
+    Raises:
+        MethodError: says what the set is of.
+    """
+    made = f"{method} {hyperparameters.get('parent', 'arrow')}" if method == "maple" else method
+    wanted = getattr(router, "kind", router.name)
+    if made != wanted and not (wanted == "maple phatgoose" and made == "phatgoose"):
+        raise MethodError(
+            f"prototype set {prototypes!r} was made by {made!r}, whose vectors mean nothing to {wanted!r}; choose "
+            f"a set that {router.name} made, or train one: hub-router train {router.name}"
+        )
+
+
 def with_set_file(features: PoolFeatures, router: Router, pool: Sequence[LoraAdapter]) -> PoolFeatures:
     """Add the vectors of a file, where a method names one that is not known already.
 
@@ -79,6 +101,7 @@ def with_set_file(features: PoolFeatures, router: Router, pool: Sequence[LoraAda
             return features
         raise ArtifactError(f"prototype set {name} is no file; write one with hub-router prototypes export SET {name}")
     found = read_prototypes(Path(name).expanduser())
+    need_kind(router, name, found.method, found.hyperparameters)
     by_weights = {member.weights_hash: member for member in found.members}
     named = {member.name for member in found.members}
     changed = [each.name for each in pool if each.weights_hash not in by_weights and each.name in named]

@@ -25,7 +25,8 @@ from hub_router.routing.base import SequenceRouter
 from hub_router.routing.registry import create
 
 # They are one adapter: where it is the task's own there is nothing left without it, and else it is no matter.
-_NEVER_UNSEEN = (OWN, "single")
+# Gates of mole are of the whole pool that they were trained over.
+_NEVER_UNSEEN = (OWN, "single", "mole")
 
 Tasks = Mapping[str, Sequence[Sample]]
 
@@ -55,11 +56,13 @@ class Comparison:
         methods (tuple[str, ...]): columns, those that were refused among them.
         rows (tuple[TaskRow, ...]): one per task, in pool order.
         refused (Mapping[str, str]): why the pool does not allow a method, by column.
+        notes (tuple[str, ...]): what a reader must know of a column.
     """
 
     methods: tuple[str, ...]
     rows: tuple[TaskRow, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def mean(self) -> dict[str, float]:

@@ -502,6 +502,7 @@ class Hub:
         log: str | Path | None = None,
         device: str | None = None,
         dry_run: bool = False,
+        restart: bool = False,
         **options: Any,
     ) -> TrainingSummary:
         """Train a method's gates over a pool; base model and adapters stay as they are.
@@ -519,6 +520,7 @@ class Hub:
             log (str | Path | None): file that gets a JSON line per step.
             device (str | None): as for :meth:`load`.
             dry_run (bool): check everything, but load no weights of the base model, and train nothing.
+            restart (bool): forget a stopped run of the same name.
             **options (Any): settings of the training (``epochs``, ``learning_rate``, ...), of the method's training
                 (``mask`` of MAPLE, ``balance`` of LoRA-Mixer, ...), and the method's hyperparameters.
 
@@ -541,6 +543,7 @@ class Hub:
             log=log,
             device=device,
             dry_run=dry_run,
+            restart=restart,
             progress=self.progress,
         )
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
     from hub_router.composition.routed import RoutedModel
+    from hub_router.evaluate.columns import Column
     from hub_router.evaluate.comparison import Comparison
     from hub_router.features import PoolFeatures, Vectors
     from hub_router.lora.adapter import LoraAdapter
@@ -163,7 +164,18 @@ def evaluate(
     model, tokenizer = load_base(composition.base_model, device)
     able = [column for column in columns if column.title not in refused]
     table = compare(model, tokenizer, pool, scored, able, unseen=unseen, features=features, progress=progress)
-    return dataclasses.replace(table, methods=tuple(column.title for column in columns), refused=refused)
+    notes = _unseen_notes(able) if unseen else ()
+    return dataclasses.replace(table, methods=tuple(column.title for column in columns), refused=refused, notes=notes)
+
+
+def _unseen_notes(columns: Sequence[Column]) -> tuple[str, ...]:
+    """Of columns whose gates were trained beforehand, and so on the tasks that are left out of the pool, too."""
+    return tuple(
+        f"{column.title}: the gates of {column.hyperparameters['prototypes']} were trained on the tasks of all of their "
+        "adapters, that of the one left out among them"
+        for column in columns
+        if column.hyperparameters.get("prototypes")
+    )
 
 
 def _chosen(composition: CompositionRecord, tasks: Sequence[str] | None) -> Sequence[str]:
@@ -193,14 +205,17 @@ def pool_features(session: Session, members: Mapping[str, AdapterRecord], router
         NotInCatalogError: there is no such set or version.
         StaleFeaturesError: weights of a set's adapters changed since; names all of them.
     """
-    from hub_router.composition.trained import is_set_file, set_of
+    from hub_router.composition.trained import is_set_file, need_kind, set_of
     from hub_router.search.index import indexed_encoder
 
     known = selection.features(session, members, indexed_encoder(session) or DEFAULT_ENCODER)
     sets = {}
-    for name in {set_of(router) or "" for router in routers} - {""}:
-        if not is_set_file(name):
-            sets[name] = _vectors(load_prototypes(session, *parse_name(name), stale=True), members)
+    for router in routers:
+        name = set_of(router) or ""
+        if name and not is_set_file(name):
+            found = load_prototypes(session, *parse_name(name), stale=True)
+            need_kind(router, name, found.summary.method, found.summary.hyperparameters)
+            sets[name] = _vectors(found, members)
     return dataclasses.replace(known, prototypes=sets)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from hub_router.errors import HubRouterError, TrainingError
 from hub_router.hub.composing import checked_pool, load_base, pinned, pool_features
@@ -64,11 +65,13 @@ def train(
     log: str | Path | None,
     device: str | None,
     dry_run: bool,
+    restart: bool,
     progress: Progress,
 ) -> TrainingSummary:
     """See :meth:`hub_router.hub.Hub.train`."""
     from hub_router.composition.build import compose
     from hub_router.routing.registry import create
+    from hub_router.training.checkpoint import remove
     from hub_router.training.fit import fit
     from hub_router.training.registry import create_recipe
 
@@ -81,20 +84,34 @@ def train(
         hyperparameters = pinned(session, hyperparameters)
         router = create(method, hyperparameters)
         members = selection.select(session, adapters)
+        _refuse_doubles(members)
         features = pool_features(session, members, [router])
         samples = _samples(session, members)
     examples = _examples(data, samples, members)
+    lacking = [each for each in members if not any(example.adapter == each for example in examples)]
+    if method == "phatgoose" and lacking:
+        raise TrainingError(
+            "phatgoose trains each adapter's gate on its own task, and there are no examples of: "
+            f"{', '.join(lacking)}; give some, or leave these adapters out"
+        )
     base = base_model or selection.common_base(members)
     pool = checked_pool(members, base, router, features)
     names = tuple(members)
     if dry_run:
         steps = _planned(recipe, names, examples, given)
         return TrainingSummary(name, None, method, names, len(examples), steps, None, None)
-    folder = home.home / "training" / name
+    # A set's name may be "..", its folder not.
+    folder = home.home / "training" / f"{quote(name, safe='')}.run"
+    if restart:
+        remove(folder)
     model, tokenizer = load_base(base, device)
     routed = compose(model, pool, method, tokenizer=tokenizer, features=features, **hyperparameters)
-    result = fit(routed, examples, settings=given, checkpoint=folder, log=log, progress=progress, **own)
+    result = fit(
+        routed, examples, settings=given, checkpoint=folder, keep_checkpoint=True, log=log, progress=progress, **own
+    )
     version = PrototypeSets(store).save(name, replace(result.prototypes, base_model=base), members)
+    # Only now: a set that could not be stored need not be trained again.
+    remove(folder)
     return TrainingSummary(
         name=name,
         version=version,
@@ -183,6 +200,8 @@ def _adapter_config(kind: str, options: Mapping[str, Any]) -> Any:
     from hub_router.ewora import EworaConfig
 
     make = {"shared": peft.LoraConfig, "ewora": EworaConfig}[kind]
+    if "peft_type" in options or not isinstance(options.get("r", 8), int):
+        raise TrainingError(f"training {kind} takes an integer r, and no peft_type; got {dict(options)}")
     try:
         return make(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **options})
     except (TypeError, ValueError) as error:
@@ -216,6 +235,16 @@ def _settings(paper: TrainingSettings, given: Mapping[str, Any]) -> TrainingSett
     return replace(paper, **({"steps": None, **given} if "epochs" in given else given))
 
 
+def _refuse_doubles(members: Mapping[str, AdapterRecord]) -> None:
+    """Refuse a pool that has an adapter under two names: a set could not hold both."""
+    names: dict[int, list[str]] = {}
+    for name, record in members.items():
+        names.setdefault(record.id, []).append(name)
+    doubled = [" and ".join(each) for each in names.values() if len(each) > 1]
+    if doubled:
+        raise TrainingError(f"one adapter stands in the pool under several names: {'; '.join(doubled)}; name it once")
+
+
 def _planned(recipe: Recipe, names: Sequence[str], examples: Sequence[Example], settings: TrainingSettings) -> int:
     """Steps of all phases."""
     from hub_router.training.data import split
@@ -227,7 +256,7 @@ def _planned(recipe: Recipe, names: Sequence[str], examples: Sequence[Example], 
 
 
 def _samples(session: Session, members: Mapping[str, AdapterRecord]) -> dict[str, list[Sample]]:
-    return {name: list(adapter_queries.samples(session, record.id)) for name, record in members.items()}
+    return {name: list(adapter_queries.samples(session, record.id, split="sample")) for name, record in members.items()}
 
 
 def _examples(

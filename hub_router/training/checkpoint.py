@@ -71,11 +71,21 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
     ours = json.loads(json.dumps(fingerprint))
     differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     if differing:
-        lines = "\n".join(f"  - {key}: {theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)
+        entries = [line for key in differing for line in _differences(key, theirs.get(key), ours.get(key))]
+        lines = "\n".join(f"  - {line}" for line in entries)
         raise TrainingError(
-            f"{path} is a checkpoint of another run:\n{lines}\nrun that one to its end, or give another folder"
+            f"{path} is a checkpoint of another run:\n{lines}\nrun that one to its end, or begin anew: --restart, or "
+            "another folder"
         )
     return {key: value for key, value in found.items() if key != "fingerprint"}
+
+
+def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
+    """What differs, entry by entry."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        names = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
+        return [f"{name}: {theirs.get(name)!r}, now {ours.get(name)!r}" for name in names]
+    return [f"{key}: {theirs!r}, now {ours!r}"]
 
 
 def remove(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from hub_router.errors import TrainingError
 from hub_router.records import Sample
 
+_LOG = logging.getLogger(__name__)
 # Faulty lines named in one error; the rest are counted.
 _NAMED = 50
 
@@ -114,6 +116,10 @@ def check_examples(examples: Sequence[Example], adapters: Sequence[str]) -> None
     """
     if not examples:
         raise TrainingError("there are no training examples; give --data FILE, or hub-router samples add")
+    odd = [number for number, each in enumerate(examples) if not _is_example(each)]
+    if odd:
+        shown = ", ".join(map(str, odd[:_NAMED]))
+        raise TrainingError(f"examples must be Example(adapter, input, output) of three texts; these are none: {shown}")
     broken = [number for number, each in enumerate(examples) if not _is_unicode(each.input + each.output)]
     if broken:
         raise TrainingError(f"examples hold half a surrogate pair, which is no text: {', '.join(map(str, broken))}")
@@ -159,6 +165,8 @@ def split(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Ex
         count = min(round(share * len(own)), len(own) - 1)
         held += [own[place] for place in sorted(order[:count])]
         train += [own[place] for place in sorted(order[count:])]
+    if share and examples and not held:
+        raise TrainingError(f"validation={share} sets none of {len(examples)} examples aside; raise it")
     return train, held
 
 
@@ -185,14 +193,18 @@ def encode(
     prompts = tokenizer([each.input for each in examples])["input_ids"]
     learned = tokenizer(answers, add_special_tokens=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    encoded, wrong = [], []
+    encoded, wrong, cut = [], [], 0
     for each, prompt, answer in zip(examples, prompts, learned, strict=True):
         room = None if longest is None else longest - (0 if encoder else len(answer) + len(end))
         long = longest is not None and len(answer) + len(end) > longest
         if not answer or not prompt or long or (room is not None and room < 1):
             wrong.append(each)
             continue
-        kept = prompt if room is None else prompt[-room:]
+        kept = prompt
+        if room is not None and len(prompt) > room:
+            # A start token stays where it is.
+            first = prompt[:1] if prompt[0] == tokenizer.bos_token_id and room > 1 else []
+            kept, cut = [*first, *prompt[len(prompt) - room + len(first) :]], cut + 1
         encoded.append(Encoded(place[each.adapter], tuple(kept), (*answer, *end)))
     if wrong:
         raise TrainingError(
@@ -200,6 +212,10 @@ def encode(
             f"{longest} positions; the first is of adapter {wrong[0].adapter!r}: {wrong[0].input[:80]!r}"
         )
     return encoded
+
+
+def _is_example(each: Any) -> bool:
+    return isinstance(each, Example) and all(isinstance(part, str) for part in (each.adapter, each.input, each.output))
 
 
 def _is_unicode(text: str) -> bool:
@@ -222,7 +238,7 @@ def _example(line: str, adapters: Sequence[str] | None) -> Example | str:
         return f"no JSON: {error}"
     if not isinstance(entry, dict):
         return f"a {type(entry).__name__}, expected an object"
-    adapter = entry.get("adapter", entry.get("task"))
+    adapter = entry.get("task") if entry.get("adapter") is None else entry["adapter"]
     wrong = [key for key in ("input", "output") if not isinstance(entry.get(key), str) or not entry[key].strip()]
     if wrong:
         return f"{' and '.join(wrong)} missing, empty or no text"

@@ -11,17 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from hub_router.composition.attach import routed_updates
 from hub_router.composition.base_model import base_name
+from hub_router.composition.reference import fingerprint
 from hub_router.composition.routed import RoutedModel
 from hub_router.composition.text import has_encoder, pad_token
 from hub_router.composition.trained import is_set_file
 from hub_router.errors import RoutedStateError, TrainingError
 from hub_router.progress import SILENT, Progress
-from hub_router.prototypes import PrototypeMember, Prototypes
+from hub_router.prototypes import PrototypeMember, Prototypes, read_prototypes
 from hub_router.records import Sample
 from hub_router.routing.registry import hyperparameters_of
+from hub_router.training.checkpoint import remove
 from hub_router.training.data import (
     Example,
     check_examples,
@@ -32,14 +35,11 @@ from hub_router.training.data import (
     split,
 )
 from hub_router.training.gating import Reading, training
-from hub_router.training.loop import Loop
+from hub_router.training.loop import Loop, is_log
 from hub_router.training.recipe import Recipe, SearchRecipe
 from hub_router.training.registry import create_recipe
 from hub_router.training.search import Search
 from hub_router.training.settings import TrainingSettings
-
-# Of the name of what a set was refined from.
-_LONGEST = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +66,7 @@ def fit(
     *,
     settings: TrainingSettings | None = None,
     checkpoint: str | Path | None = None,
+    keep_checkpoint: bool = False,
     log: str | Path | None = None,
     progress: Progress = SILENT,
     **options: Any,
@@ -82,6 +83,7 @@ def fit(
             line, examples, or samples by adapter.
         settings (TrainingSettings | None): None takes the paper's.
         checkpoint (str | Path | None): folder for checkpoints, from which a stopped run goes on; removed at the end.
+        keep_checkpoint (bool): leave the last one there, for a caller that has to store the result first.
         log (str | Path | None): file that gets a JSON line per step.
         progress (Progress): told of every step, with loss and routing entropy.
         **options (Any): the method's own, such as ``mask="none"`` of MAPLE or ``balance="aux"`` of LoRA-Mixer.
@@ -99,11 +101,12 @@ def fit(
     folder, lines = (None if path is None else Path(path) for path in (checkpoint, log))
     _check_places(folder, lines)
     recipe = create_recipe(routed.method.name, options)
+    _check_start(routed)
+    if settings is not None and not isinstance(settings, TrainingSettings):
+        raise TrainingError(f"settings is {settings!r}, expected TrainingSettings(...)")
     settings = recipe.settings if settings is None else settings
     examples = _examples(data, routed.adapters)
     learned, held = split(examples, settings.validation, settings.seed)
-    if settings.validation and not held:
-        raise TrainingError(f"validation={settings.validation} sets none of {len(examples)} examples aside; raise it")
     longest = getattr(model.config, "max_position_embeddings", None)
     encoded, held_out = (
         encode(part, routed.adapters, routed.tokenizer, longest, has_encoder(model)) if part else []
@@ -125,7 +128,7 @@ def fit(
             "settings": settings,
             "reading": reading,
             "pad": pad_token(model, routed.tokenizer),
-            "fingerprint": _fingerprint(routed, recipe, settings, examples),
+            "fingerprint": _fingerprint(routed, recipe, settings, examples, folder is not None),
             "checkpoint": folder,
             "log": lines,
         }
@@ -138,7 +141,23 @@ def fit(
     measured = {"loss": outcome.loss, "validation_loss": outcome.validation, "steps": outcome.steps}
     prototypes = _prototypes(routed, recipe, settings, examples, measured)
     routed.keep_vectors()
+    if folder is not None and not keep_checkpoint:
+        finish(model, folder)
     return FitResult(prototypes, outcome.loss, outcome.validation, outcome.steps)
+
+
+def finish(model: Any, checkpoint: Path) -> None:
+    """Remove the checkpoint of a run that is done.
+
+    Args:
+        model (PreTrainedModel): that was trained.
+        checkpoint (Path): its folder.
+    """
+    ranks = PartialState(cpu=next(model.parameters()).device.type == "cpu")
+    if ranks.is_main_process:
+        remove(checkpoint)
+    # Else another process could go on from it in its next run.
+    ranks.wait_for_everyone()
 
 
 def _check_state(routed: RoutedModel) -> None:
@@ -149,12 +168,24 @@ def _check_state(routed: RoutedModel) -> None:
         raise RoutedStateError("nothing can be trained under torch.inference_mode(); compose and fit outside of it")
 
 
+def _check_start(routed: RoutedModel) -> None:
+    """Refuse MAPLE on gates of PHATGOOSE that were never trained."""
+    trains_gates = getattr(routed.method, "parent", "") == "phatgoose"
+    if trains_gates and not any(vector.any() for own in routed.vectors.values() for vector in own.values()):
+        raise TrainingError(
+            "maple with parent='phatgoose' refines trained gates, and these are all zero; train phatgoose first, then "
+            "give its set: prototypes=SET"
+        )
+
+
 def _check_places(checkpoint: Path | None, log: Path | None) -> None:
     """Refuse paths that cannot be written, before anything is trained."""
     if checkpoint is not None and checkpoint.exists() and not checkpoint.is_dir():
         raise TrainingError(f"checkpoint {checkpoint} is a file, expected a folder")
     if log is not None and log.is_dir():
         raise TrainingError(f"log {log} is a folder, expected a file")
+    if log is not None and log.exists() and log.stat().st_size and not is_log(log):
+        raise TrainingError(f"log {log} holds something else and is left as it is; name another file")
 
 
 def _examples(
@@ -203,12 +234,12 @@ class _Checkpointing:
 
 
 def _origin(start: str) -> str:
-    """What a set was refined from, as sets name it: of a file its name."""
-    return Path(start).stem[:_LONGEST] if is_set_file(start) else start
+    """What a set was refined from, as sets name it: of a file its method."""
+    return read_prototypes(Path(start).expanduser()).method if is_set_file(start) else start
 
 
 def _fingerprint(
-    routed: RoutedModel, recipe: Recipe, settings: TrainingSettings, examples: Sequence[Example]
+    routed: RoutedModel, recipe: Recipe, settings: TrainingSettings, examples: Sequence[Example], stored: bool
 ) -> dict[str, Any]:
     """What the weights of a run depend on."""
     start = hashlib.sha256()
@@ -217,6 +248,9 @@ def _fingerprint(
             start.update(f"{name} {module}".encode() + vector.tobytes())
     return {
         "base model": base_name(routed.model),
+        "base weights": fingerprint(routed.model) if stored else "",
+        "processes": PartialState(cpu=routed.model.device.type == "cpu").num_processes,
+        "device": routed.model.device.type,
         "method": routed.method.name,
         "hyperparameters": hyperparameters_of(routed.method),
         "recipe": repr(recipe),

@@ -25,6 +25,8 @@ from hub_router.training.gating import Reading, Trainable
 from hub_router.training.recipe import Objective, Phase
 from hub_router.training.settings import TrainingSettings
 
+# Between two checkpoints, where steps take longer than that.
+_SECONDS = 60.0
 # Steps between two looks at the routing entropy, which costs a few small operations per module.
 _OBSERVED = 10
 
@@ -108,15 +110,12 @@ class Loop:
         position, optimizer_state = self._restore()
         adapters = [each.adapter for each in learned]
         totals = [planned_steps(phase, adapters, self.settings) for phase in self.phases]
-        with progress.task(f"training {self.recipe.name}", sum(totals)) as advance:
+        going_on = f", going on from step {position.steps}" if position.steps else ""
+        with progress.task(f"training {self.recipe.name}{going_on}", sum(totals)) as advance:
             advance(position.steps)
             while position.phase < len(self.phases):
                 self._phase(position, optimizer_state, totals[position.phase], learned, held, advance)
                 optimizer_state = None
-        if self.checkpoint is not None and self._ranks.is_main_process:
-            checkpoint.remove(self.checkpoint)
-        # Else another process could go on from it in its next run.
-        self._ranks.wait_for_everyone()
         validations = position.final_validations
         return Outcome(
             loss=sum(position.final_losses) / len(position.final_losses),
@@ -156,11 +155,11 @@ class Loop:
             due = settings.evaluate_every and position.step % settings.evaluate_every == 0
             if aside and (due or last) and not self._goes_on(position, leaves, aside):
                 break
-            if self.checkpoint is not None and position.step % settings.save_every == 0 and not last:
+            late = perf_counter() - self._saved > _SECONDS
+            if (late or position.step % settings.save_every == 0) and not last:
                 self._save(position, leaves, optimizer)
         self._end(position, leaves)
-        if self.checkpoint is not None and position.phase < len(self.phases):
-            self._save(position, {}, None)
+        self._save(position, {}, None)
 
     def _leaves(self, phase: Phase) -> dict[str, torch.Tensor]:
         """The vectors of a phase that take a gradient, by module."""
@@ -294,6 +293,7 @@ class Loop:
     ) -> None:
         if self.checkpoint is None or not self._ranks.is_main_process:
             return
+        self._saved = perf_counter()
         running = None
         if optimizer is not None:
             vectors = {name: leaf.detach() for name, leaf in leaves.items()}
@@ -305,7 +305,7 @@ class Loop:
 
     def _restore(self) -> tuple[_Position, dict[str, Any] | None]:
         """Where the run stands: at its beginning, or where its checkpoint was written."""
-        self._entropy = math.nan
+        self._entropy, self._saved = math.nan, perf_counter()
         found = None if self.checkpoint is None else checkpoint.load(self.checkpoint, self.fingerprint)
         if found is None:
             self._begin_log(0, 0)
@@ -346,6 +346,19 @@ def _entry(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return entry if isinstance(entry, dict) and {"phase", "step"} <= entry.keys() else None
+
+
+def is_log(path: Path) -> bool:
+    """Whether a file is the log of a run.
+
+    Args:
+        path (Path): an existing file.
+
+    Returns:
+        bool: by its first line.
+    """
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return _entry(file.readline()) is not None
 
 
 def planned_steps(phase: Phase, adapters: Sequence[int], settings: TrainingSettings) -> int:

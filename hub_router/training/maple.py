@@ -26,7 +26,8 @@ class MapleRecipe:
 
     Args:
         mask (str): ``after``: the input's own adapter is masked where it is among the top k (Fig. 2), so that k - 1
-            share the token; ``before``: it is no candidate, and k others are chosen; ``none``: the ablation.
+            share the token; ``before``: it is no candidate, and k others are chosen; ``none``: the ablation. True and
+            False stand for the first and the last.
     """
 
     name: ClassVar[str] = "maple"
@@ -35,11 +36,15 @@ class MapleRecipe:
     mask: str = "after"
 
     def __post_init__(self) -> None:
+        if isinstance(self.mask, bool):
+            object.__setattr__(self, "mask", "after" if self.mask else "none")
         if self.mask not in MASKS:
             raise TrainingError(f"recipe 'maple' cannot use mask={self.mask!r}, expected {' or '.join(MASKS)}")
 
     def phases(self, adapters: Sequence[str], tasks: Sequence[int]) -> Sequence[Phase]:
         """See :class:`~hub_router.training.recipe.Recipe`; all in one."""
+        if self.mask != "none" and len(adapters) < 2:
+            raise TrainingError("maple masks the adapter of an input's task, and this pool has no other; add some")
         return (Phase("maple", tuple(range(len(adapters))), tuple(tasks)),)
 
     def gate(self, router: Router, state: ModuleState, x: torch.Tensor) -> Decision:

@@ -19,7 +19,7 @@ from hub_router.errors import TrainingError
 from hub_router.progress import SILENT, Progress
 from hub_router.training.balance import Spread
 from hub_router.training.data import Example, check_examples, data_hash, encode, split
-from hub_router.training.fit import checkpointing
+from hub_router.training.fit import checkpointing, finish
 from hub_router.training.gating import Reading
 from hub_router.training.loop import Loop, Outcome
 from hub_router.training.recipe import Phase
@@ -170,6 +170,8 @@ def fit_adapter(
         )
         outcome = run.go(encoded, held_out, progress)
         _save(adapted, folder)
+    if checkpoint is not None:
+        finish(model, Path(checkpoint))
     return outcome
 
 
@@ -182,7 +184,7 @@ def _with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
     torch.manual_seed(seed)
     try:
         adapted = peft.get_peft_model(model, config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise TrainingError(f"PEFT cannot put the adapter on {base_name(model)}: {error}") from error
     try:
         yield adapted

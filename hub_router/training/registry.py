@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from types import MappingProxyType
 from typing import Any, cast
@@ -16,6 +16,7 @@ from hub_router.training.maple import MapleRecipe
 from hub_router.training.mole import MoleRecipe
 from hub_router.training.phatgoose import PhatgooseRecipe
 from hub_router.training.recipe import Recipe
+from hub_router.training.settings import TrainingSettings
 
 _BALANCE, NONE = "balance", "none"
 
@@ -41,7 +42,8 @@ def create_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe
     given = dict(options or {})
     if strangers := sorted(set(given) - set(recipe_options(name, given.get(_BALANCE)))):
         valid = ", ".join(recipe_options(name, given.get(_BALANCE))) or "none"
-        raise TrainingError(f"method {name!r} is trained without options {', '.join(strangers)}; it has: {valid}")
+        hint = "; settings of the loop go into settings=TrainingSettings(...)" if _are_settings(strangers) else ""
+        raise TrainingError(f"method {name!r} is trained without options {', '.join(strangers)}; it has: {valid}{hint}")
     if _has_balance(recipe):
         named = given.pop(_BALANCE, _own_loss(recipe))
         coefficients = {key: given.pop(key) for key in list(given) if key != "loss"}
@@ -73,6 +75,10 @@ def recipe_options(name: str, balance: str | None = None) -> tuple[str, ...]:
     if balance == NONE:
         return (_BALANCE,)
     return (_BALANCE, *(each.name for each in fields(cast(Any, _loss(balance or _own_loss(recipe))))))
+
+
+def _are_settings(names: Sequence[str]) -> bool:
+    return any(name in {each.name for each in fields(TrainingSettings)} for name in names)
 
 
 def _is_coefficient(value: Any) -> bool:

@@ -122,10 +122,6 @@ class Search:
         for gate in self.gates.values():
             gate.put()
         validation = self._loss(held) if held else None
-        if self.checkpoint is not None and self._ranks.is_main_process:
-            checkpoint.remove(self.checkpoint)
-        # Else another process could go on from it in its next run.
-        self._ranks.wait_for_everyone()
         return Outcome(kept["loss"], validation, len(told))
 
     def _evaluated(self, step: int, weights: Sequence[float], examples: Sequence[Encoded]) -> dict[str, Any]:

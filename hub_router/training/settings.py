@@ -19,7 +19,7 @@ class TrainingSettings:
 
     Args:
         learning_rate (float): AdamW's, after warm-up.
-        epochs (float): passes over the data, where ``steps`` is None.
+        epochs (float): examples that are drawn, over those that there are, where ``steps`` is None.
         steps (int | None): optimizer steps of each phase.
         batch_size (int): examples per optimizer step, over all processes.
         accumulation (int): parts that a batch is computed in, one after another.

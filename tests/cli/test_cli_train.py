@@ -46,6 +46,9 @@ def test_trained_gates_are_composed_generate_and_are_scored(
     table = run_json("eval", "mix", "--methods", f"base,{method},all", "--samples", 1)
     assert method in table["mean"]
     assert "phatgoose" not in set(table["methods"]) - {method}
+    assert table["notes"] == []
+    unseen = run("eval", "mix", "--methods", method, "--samples", 1, "--unseen", "--tasks", "moods").stdout
+    assert "the gates of gates@1 were trained on the tasks of all" in unseen
 
 
 def test_next_version_and_its_parent(run: Run, run_json: Callable[..., Any], tmp_path: Path) -> None:
@@ -110,6 +113,34 @@ def test_an_adapter_of_a_file_without_a_catalog(
         in run("train", "shared", "--out", tmp_path / "b", *given, "--set", "rr=2", status=1).stderr
     )
     assert "--out DIR" in run("train", "shared", *given, status=2).stderr
+
+
+def test_held_out_inputs_are_not_learned(run_json: Callable[..., Any], world: World) -> None:
+    """The world's adapters bring 4 equal samples and 2 equal tests each; a sample counts once."""
+    planned = run_json("train", "maple", *MEMBERS, "--dry-run")
+    assert planned["examples"] == len(POOL)
+
+
+def test_a_set_serves_the_method_that_made_it(run: Run, tmp_path: Path) -> None:
+    for method in ("phatgoose", "maple"):
+        run("train", method, *MEMBERS, *QUICK)
+    run("prototypes", "export", "phatgoose", tmp_path / "goose@7.safetensors")
+    for name in ("phatgoose", tmp_path / "goose@7.safetensors"):
+        for method in ("lora-mixer", "maple"):
+            errors = run("compose", "x", *POOL, "--method", method, "--set", f"prototypes={name}", status=1).stderr
+            assert "was made by 'phatgoose', whose vectors mean nothing to" in errors
+    refined = ("--set", "parent=phatgoose", "--set", f"prototypes={tmp_path / 'goose@7.safetensors'}")
+    run("train", "maple", "--name", "child", *MEMBERS, *QUICK, *refined)
+    assert "train phatgoose first" in run("train", "maple", *MEMBERS, "--set", "parent=phatgoose", status=1).stderr
+
+
+def test_nothing_is_written_over(run: Run, tmp_path: Path) -> None:
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine\n")
+    assert "is left as it is" in run("train", "maple", *MEMBERS, *QUICK, "--log", notes, status=1).stderr
+    assert notes.read_text() == "mine\n"
+    twice = ("--adapters", "a=colours,b=colours,c=moods")
+    assert "a and b" in run("train", "maple", *twice, *QUICK, status=1).stderr
 
 
 def test_a_dry_run_checks_all_and_trains_nothing(run: Run, run_json: Callable[..., Any], home: Path) -> None:
@@ -179,7 +210,7 @@ def test_a_killed_run_goes_on_and_ends_alike(
     run(*whole)
     command = ["train", "maple", "--name", "killed", *MEMBERS, *settings, "--home", str(home)]
     process = subprocess.Popen([sys.executable, "-m", "hub_router", *command], stderr=subprocess.PIPE)
-    checkpoint = home / "training" / "killed" / "training.pt"
+    checkpoint = home / "training" / "killed.run" / "training.pt"
     until = time.monotonic() + 60
     while not checkpoint.exists() and time.monotonic() < until:
         time.sleep(0.01)

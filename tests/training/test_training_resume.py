@@ -176,8 +176,8 @@ def test_a_log_that_lost_its_end_or_is_gone(runs: Runs) -> None:
 
 
 OTHERS: dict[str, tuple[dict[str, Any], str]] = {
-    "seed": ({"settings": {**SETTINGS, "seed": 1}}, "settings"),
-    "rate": ({"settings": {**SETTINGS, "learning_rate": 1e-2}}, "settings"),
+    "seed": ({"settings": {**SETTINGS, "seed": 1}}, "seed"),
+    "rate": ({"settings": {**SETTINGS, "learning_rate": 1e-2}}, "learning_rate"),
     "option": ({"mask": "none"}, "recipe"),
     "data": ({}, "data"),
 }
@@ -194,7 +194,7 @@ def test_a_checkpoint_of_another_run_is_refused(runs: Runs, kind: str) -> None:
     message = str(raised.value)
     assert "is a checkpoint of another run:" in message
     assert [line.split(":")[0] for line in message.splitlines() if line.startswith("  - ")] == [f"  - {said}"]
-    assert message.endswith("run that one to its end, or give another folder")
+    assert message.endswith("run that one to its end, or begin anew: --restart, or another folder")
     assert same_vectors(routed.vectors, vectors)
     assert (runs.checkpoint / "training.pt").read_bytes() == kept
 
@@ -202,7 +202,7 @@ def test_a_checkpoint_of_another_run_is_refused(runs: Runs, kind: str) -> None:
 def test_another_method_pool_or_start_is_refused(runs: Runs) -> None:
     runs.stop("maple", 5)
     routed = runs.routed("maple", top_k=2)
-    with pytest.raises(TrainingError, match=r"another run:\n  - hyperparameters"):
+    with pytest.raises(TrainingError, match=r"another run:\n  - top_k"):
         runs.fit(routed)
     with pytest.raises(TrainingError, match=r"  - method: 'maple', now 'lora-mixer'"):
         runs.fit(runs.routed("lora-mixer"))
