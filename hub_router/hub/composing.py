@@ -171,8 +171,8 @@ def evaluate(
 def _unseen_notes(columns: Sequence[Column]) -> tuple[str, ...]:
     """Of columns whose gates were trained beforehand, and so on the tasks that are left out of the pool, too."""
     return tuple(
-        f"{column.title}: the gates of {column.hyperparameters['prototypes']} were trained on the tasks of all of their "
-        "adapters, that of the one left out among them"
+        f"{column.title}: the gates of {column.hyperparameters['prototypes']} were trained on the tasks of all of "
+        "their adapters, that of the one left out among them"
         for column in columns
         if column.hyperparameters.get("prototypes")
     )
