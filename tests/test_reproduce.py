@@ -19,6 +19,7 @@ def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     import ewora
     import lora_mixer
     import maple
+    import training_free
     import zoo
 
     from hub_router.training import TrainingSettings
@@ -30,10 +31,14 @@ def experiments(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(lora_mixer, "COEFFICIENTS", ((0.1, 0.05), (1.0, 0.5)))
     for name, value in (("MIXED", 2), ("SINGLE", 1), ("TASKS", TASKS[:2])):
         monkeypatch.setattr(ewora, name, value)
-    return {"maple": maple, "lora-mixer": lora_mixer, "ewora": ewora}
+    for name, value in (("SAMPLES", (2, 20)), ("BUDGETS", (0.4,)), ("TESTS", 2), ("PROMPTS", 1)):
+        monkeypatch.setattr(training_free, name, value)
+    return {"maple": maple, "lora-mixer": lora_mixer, "ewora": ewora, "training-free": training_free}
 
 
-@pytest.mark.parametrize(("name", "rows"), [("maple", 3), ("lora-mixer", 4 + 4 + 2), ("ewora", 4)])
+@pytest.mark.parametrize(
+    ("name", "rows"), [("maple", 3), ("lora-mixer", 4 + 4 + 2), ("ewora", 4), ("training-free", 2 + 2)]
+)
 def test_an_experiment_makes_its_table(experiments: dict[str, Any], name: str, rows: int) -> None:
     experiment = experiments[name]
     results = [experiment.run(job) for job in experiment.jobs([0])]
@@ -46,4 +51,6 @@ def test_an_experiment_makes_its_table(experiments: dict[str, Any], name: str, r
 
 def test_the_command_says_what_it_takes() -> None:
     done = subprocess.run([sys.executable, FOLDER / "run.py", "--help"], capture_output=True, text=True, check=True)
-    assert all(word in done.stdout for word in ("maple", "lora-mixer", "ewora", "--seeds", "--workers"))
+    assert all(
+        word in done.stdout for word in ("maple", "lora-mixer", "ewora", "training-free", "--seeds", "--workers")
+    )

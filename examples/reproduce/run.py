@@ -1,6 +1,7 @@
 """Reproduce in small what the papers claim, on the zoo, and print the tables in Markdown.
 
-python examples/reproduce/run.py [maple] [lora-mixer] [ewora] [--seeds 0 1 2] [--workers 2] [--out results.json]
+python examples/reproduce/run.py [maple] [lora-mixer] [ewora] [training-free]
+        [--seeds 0 1 2] [--workers 2] [--out results.json]
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import ewora
 import lora_mixer
 import maple
+import training_free
 import zoo
 
-EXPERIMENTS = {"maple": maple, "lora-mixer": lora_mixer, "ewora": ewora}
+EXPERIMENTS = {"maple": maple, "lora-mixer": lora_mixer, "ewora": ewora, "training-free": training_free}
 
 
 def main() -> None:

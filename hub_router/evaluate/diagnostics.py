@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from hub_router.composition.attach import routed_updates
 from hub_router.composition.routed import RoutedModel
 from hub_router.errors import RoutedStateError
 
@@ -66,6 +67,34 @@ def expert_load(routed: RoutedModel, prompts: Sequence[str]) -> torch.Tensor:
         ]
     ).mean(0)
     return totals / totals.sum().clamp_min(_SMALLEST)
+
+
+def routing_accuracy(routed: RoutedModel, prompts: Sequence[str], own: str) -> tuple[float, float]:
+    """How often the adapter of the prompts' task is chosen (`SpectR <https://arxiv.org/abs/2504.03454>`_, Table 1).
+
+    Args:
+        routed (RoutedModel): with a tokenizer.
+        prompts (Sequence[str]): of one task, at least one.
+        own (str): the adapter that was trained on it.
+
+    Returns:
+        tuple[float, float]: share of tokens, over the modules that the adapter adapts, in which its weight is the
+            largest (the first among equals), and in which it is above 0; zeros where it is a candidate nowhere.
+
+    Raises:
+        RoutedStateError: there is no tokenizer.
+    """
+    place = routed.adapters.index(own)
+    adapted = {update.module for _, update in routed_updates(routed.model) if place in update.experts.tolist()}
+    first, any_, count = 0, 0, 0
+    for prompt in prompts:
+        for module, weights in _weights(routed, prompt).items():
+            if module in adapted:
+                rows = weights.flatten(0, -2)  # [T, E]
+                first += int((rows.argmax(-1) == place).sum())
+                any_ += int((rows[:, place] > 0).sum())
+                count += rows.shape[0]
+    return (first / count, any_ / count) if count else (0.0, 0.0)
 
 
 def effective_rank(matrix: torch.Tensor) -> float:

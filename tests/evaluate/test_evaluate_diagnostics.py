@@ -15,6 +15,7 @@ from hub_router.evaluate.diagnostics import (
     entropy,
     expert_load,
     pairwise_cosines,
+    routing_accuracy,
     routing_entropies,
 )
 from hub_router.settings import bundled
@@ -66,6 +67,19 @@ def test_entropy_and_load_of_known_gates(zoo: tuple[Path, dict[str, Path]]) -> N
     single = compose(base, pool, "single", adapter="zoo-film")
     assert routing_entropies(single, PROMPTS) == pytest.approx([0, 0], abs=1e-6)
     assert expert_load(single, PROMPTS).tolist() == pytest.approx([1, 0, 0])
+
+
+def test_routing_accuracy_of_known_gates(zoo: tuple[Path, dict[str, Path]]) -> None:
+    base, pool = zoo
+    single = compose(base, pool, "single", adapter="zoo-film")
+    assert routing_accuracy(single, PROMPTS, "zoo-film") == (1, 1)
+    assert routing_accuracy(single, PROMPTS, "zoo-plural") == (0, 0)
+    uniform = compose(base, pool, "uniform")
+    assert routing_accuracy(uniform, PROMPTS, "zoo-plural")[1] == 1
+    arrow = compose(base, pool, "arrow", top_k=1)
+    firsts = [routing_accuracy(arrow, PROMPTS, name) for name in pool]
+    assert all(first == chosen for first, chosen in firsts)
+    assert 0 < sum(first for first, _ in firsts) <= 3
 
 
 def _weights(routed: object, prompt: str) -> list[torch.Tensor]:
