@@ -106,7 +106,7 @@ class RoutedModel:
 
     def keep_vectors(self) -> None:
         """Remember the gates as they are now, after training in place, for whatever pool comes next."""
-        self.method = replace(self.method, prototypes="")  # type: ignore[type-var]
+        self.method = replace(cast(Any, self.method), prototypes="")
         for _, update in routed_updates(self.model):
             update.router = self.method
         self._background = self._background.with_vectors(cast(str, trained_key(self.method)), self.vectors)
