@@ -152,7 +152,7 @@ def test_changed_weights_are_not_served(run: Run, mix: str, home: Any) -> None:
 
 def test_eval_scores_every_task_by_every_method(run: Run, run_json: Callable[..., Any], mix: str) -> None:
     document = run_json("eval", mix, "--methods", "base,own,uniform,arrow", "--samples", 1)
-    assert set(document) == {"composition", "methods", "rows", "mean", "unseen_mean", "refused"}
+    assert set(document) == {"composition", "methods", "rows", "mean", "unseen_mean", "refused", "notes"}
     assert document["unseen_mean"] == document["refused"] == {}
     assert document["methods"] == ["base", "own", "uniform", "arrow"]
     assert [(row["task"], row["samples"]) for row in document["rows"]] == [("colours", 1), ("capitals", 1), ("sums", 1)]
