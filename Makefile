@@ -18,8 +18,9 @@ endif
 demo: $(VENV)/.runtime
 	$(BIN)/hub-router demo
 
+# One thread per worker: on two cores, threads of two workers would wait for each other half of the time.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
