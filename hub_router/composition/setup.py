@@ -71,7 +71,7 @@ class Background:
         """Trained vectors beside, or in the place of, what was known.
 
         Args:
-            name (str): of their set; empty for a pool that was trained in place.
+            name (str): of their set, or of a training in place.
             vectors (Vectors): by adapter and module.
 
         Returns:

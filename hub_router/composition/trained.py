@@ -16,6 +16,8 @@ from hub_router.features import PoolFeatures, Vectors
 from hub_router.lora.adapter import LoraAdapter
 from hub_router.prototypes import read_prototypes
 from hub_router.routing.base import Prepared, Router
+from hub_router.routing.maple import Maple
+from hub_router.routing.phatgoose import Phatgoose
 from hub_router.routing.trained import PROTOTYPES, in_place
 
 
@@ -53,7 +55,7 @@ def trained_key(router: Router) -> str | None:
         str | None: of its set, or of a training in place; None for a method without trained vectors.
     """
     name = set_of(router)
-    return name or in_place(getattr(router, "kind", router.name)) if name is not None else None
+    return name or in_place(_kind(router)) if name is not None else None
 
 
 def need_kind(router: Router, prototypes: str, method: str, hyperparameters: Mapping[str, Any]) -> None:
@@ -68,13 +70,19 @@ def need_kind(router: Router, prototypes: str, method: str, hyperparameters: Map
     Raises:
         MethodError: says what the set is of.
     """
-    made = f"{method} {hyperparameters.get('parent', 'arrow')}" if method == "maple" else method
-    wanted = getattr(router, "kind", router.name)
-    if made != wanted and not (wanted == "maple phatgoose" and made == "phatgoose"):
+    made = Maple(parent=hyperparameters.get("parent", "arrow")).kind if method == Maple.name else method
+    wanted = _kind(router)
+    refined = isinstance(router, Maple) and router.parent == made == Phatgoose.name
+    if made != wanted and not refined:
         raise MethodError(
             f"prototype set {prototypes!r} was made by {made!r}, whose vectors mean nothing to {wanted!r}; choose "
             f"a set that {router.name} made, or train one: hub-router train {router.name}"
         )
+
+
+def _kind(router: Router) -> str:
+    """What a method's vectors are: its name says it, where nothing else does."""
+    return getattr(router, "kind", router.name)
 
 
 def with_set_file(features: PoolFeatures, router: Router, pool: Sequence[LoraAdapter]) -> PoolFeatures:

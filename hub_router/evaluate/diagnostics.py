@@ -9,6 +9,7 @@ import torch
 from hub_router.composition.attach import routed_updates
 from hub_router.composition.routed import RoutedModel
 from hub_router.errors import RoutedStateError
+from hub_router.routing.entropy import entropy as entropy_of_shares
 
 _SMALLEST = 1e-30
 
@@ -23,7 +24,7 @@ def entropy(weights: torch.Tensor) -> torch.Tensor:
         torch.Tensor: nats ``(...)``, from 0 (one expert) to log E; 0 where all weights are 0.
     """
     shares = weights / weights.sum(-1, keepdim=True).clamp_min(_SMALLEST)
-    return -(shares * shares.clamp_min(_SMALLEST).log()).sum(-1)
+    return entropy_of_shares(shares)
 
 
 def routing_entropies(routed: RoutedModel, prompts: Sequence[str]) -> list[float]:

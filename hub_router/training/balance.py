@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from hub_router.errors import TrainingError
+from hub_router.routing.entropy import entropy
 
 _SMALLEST = 1e-30
 
@@ -193,15 +194,3 @@ def _apart(target: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 BALANCE_LOSSES: Mapping[str, type[BalanceLoss]] = MappingProxyType(
     {loss.name: loss for loss in (Auxiliary, Specialisation, MutualInformation, PoissonNormal, Variance)}
 )
-
-
-def entropy(shares: torch.Tensor) -> torch.Tensor:
-    """Entropy of distributions along the last axis.
-
-    Args:
-        shares (torch.Tensor): ``(..., C)``, sums to 1.
-
-    Returns:
-        torch.Tensor: nats ``(...)``; 0 log 0 is 0, with a finite gradient.
-    """
-    return -(shares * shares.clamp_min(_SMALLEST).log()).sum(-1)

@@ -13,8 +13,9 @@ from hub_router.composition.attach import routed_updates
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.errors import TrainingError
 from hub_router.routing.base import Gates, Router
+from hub_router.routing.entropy import entropy
 from hub_router.routing.trained import PROTOTYPES
-from hub_router.training.balance import Spread, entropy
+from hub_router.training.balance import Spread
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,12 +12,12 @@ from functools import cache
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from bench_llama import make_llama, make_pool
+from transformers import LlamaForCausalLM
 
 from hub_router import RoutedModel, compose
-from hub_router.lora.adapter import LoraAdapter, LoraFactors
 
-LAYERS, WIDTH, INNER, RANK, PROMPT, NEW, ROUNDS, THREADS = 16, 1024, 2816, 8, 16, 24, 9, 2
+LAYERS, PROMPT, NEW, ROUNDS, THREADS = 16, 16, 24, 9, 2
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -30,44 +30,7 @@ def two_threads() -> Iterator[None]:
 
 @cache
 def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        max_position_embeddings=256,
-    )
-    return LlamaForCausalLM(config).eval()
-
-
-def pool(experts: int) -> list[LoraAdapter]:
-    generator = torch.Generator().manual_seed(1)
-    shapes = {
-        name: (module.in_features, module.out_features)
-        for name, module in llama().named_modules()
-        if isinstance(module, torch.nn.Linear) and name != "lm_head"
-    }
-    assert len(shapes) == 7 * LAYERS
-    return [
-        LoraAdapter(
-            f"adapter-{e}",
-            None,
-            None,
-            {
-                name: LoraFactors(
-                    torch.randn(RANK, d_in, generator=generator) / d_in**0.5,
-                    torch.randn(d_out, RANK, generator=generator) * 0.01,
-                    1.0,
-                )
-                for name, (d_in, d_out) in shapes.items()
-            },
-            str(e),
-        )
-        for e in range(experts)
-    ]
+    return make_llama(LAYERS).eval()
 
 
 def seconds(model: LlamaForCausalLM) -> float:
@@ -89,7 +52,7 @@ def measured(experts: int, method: str) -> tuple[float, float]:
     """Median of (base's time / routed time), and the base's tokens per second."""
     model, twin = llama(), LlamaForCausalLM(llama().config).eval()
     twin.load_state_dict(model.state_dict(), assign=True)
-    routed: RoutedModel = compose(twin, pool(experts), method)
+    routed: RoutedModel = compose(twin, make_pool(twin, experts), method)
     try:
         seconds(model), seconds(twin)
         pairs = [(seconds(model), seconds(twin)) for _ in range(ROUNDS)]

@@ -14,16 +14,16 @@ from functools import partial
 
 import pytest
 import torch
+from bench_llama import RANK, VOCABULARY, make_llama, make_pool
 from torch.profiler import ProfilerActivity, profile
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from hub_router import compose
-from hub_router.lora.adapter import LoraAdapter, LoraFactors
 from hub_router.training.batches import Batch
 from hub_router.training.gating import Reading, training
 from hub_router.training.maple import MapleRecipe
 
-LAYERS, WIDTH, INNER, RANK, EXPERTS, BATCH, LENGTH, ROUNDS, THREADS = 8, 1024, 2816, 8, 32, 8, 128, 9, 2
+LAYERS, EXPERTS, BATCH, LENGTH, ROUNDS, THREADS = 8, 32, 8, 128, 9, 2
 TOP_K = 4
 
 
@@ -35,49 +35,9 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=WIDTH,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        max_position_embeddings=256,
-    )
-    return LlamaForCausalLM(config).requires_grad_(False)
-
-
-def pool(model: LlamaForCausalLM) -> list[LoraAdapter]:
-    generator = torch.Generator().manual_seed(1)
-    shapes = {
-        name: (module.in_features, module.out_features)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and name != "lm_head"
-    }
-    return [
-        LoraAdapter(
-            f"adapter-{e}",
-            None,
-            None,
-            {
-                name: LoraFactors(
-                    torch.randn(RANK, d_in, generator=generator) / d_in**0.5,
-                    torch.randn(d_out, RANK, generator=generator) * 0.01,
-                    1.0,
-                )
-                for name, (d_in, d_out) in shapes.items()
-            },
-            str(e),
-        )
-        for e in range(EXPERTS)
-    ]
-
-
 def batch() -> Batch:
     generator = torch.Generator().manual_seed(2)
-    ids = torch.randint(3, 8192, (BATCH, LENGTH), generator=generator)
+    ids = torch.randint(3, VOCABULARY, (BATCH, LENGTH), generator=generator)
     labels = ids.clone()
     labels[:, : LENGTH // 2] = -100
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -116,10 +76,10 @@ def least(model: LlamaForCausalLM) -> float:
 
 
 def test_a_step_of_maple() -> None:
-    text, base = batch(), llama()
+    text, base = batch(), make_llama(LAYERS).requires_grad_(False)
     twin = LlamaForCausalLM(base.config).requires_grad_(False)
     twin.load_state_dict(base.state_dict(), assign=True)
-    routed = compose(twin, pool(twin), "maple", top_k=TOP_K)
+    routed = compose(twin, make_pool(twin, EXPERTS), "maple", top_k=TOP_K)
     embedded = base.get_input_embeddings()(text.inputs["input_ids"]).requires_grad_()
     reading = Reading()
 
