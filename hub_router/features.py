@@ -22,10 +22,12 @@ class ModuleFeatures:
     Args:
         spectra (Mapping[str, Spectrum]): by adapter.
         prototypes (Mapping[str, Mapping[str, np.ndarray]]): trained vectors ``(D,)`` by set, then by adapter.
+        width (int): length of the base model's hidden states; 0 where no base model is at hand.
     """
 
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
     prototypes: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict)
+    width: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +39,14 @@ class PoolFeatures:
         gaussians (Mapping[str, Gaussian]): of the embedded sample inputs, by adapter.
         encoder (str | None): the sentence encoder whose vectors the Gaussians are of.
         prototypes (Mapping[str, Vectors]): trained vectors by the name of their set.
+        width (int): length of the base model's hidden states; 0 where no base model is at hand.
     """
 
     spectra: Mapping[str, Mapping[str, Spectrum]] = field(default_factory=dict)
     gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
     encoder: str | None = None
     prototypes: Mapping[str, Vectors] = field(default_factory=dict)
+    width: int = 0
 
     def of_module(self, module: str, adapters: Sequence[str]) -> ModuleFeatures:
         """What is known of one module.
@@ -58,4 +62,5 @@ class PoolFeatures:
         def here(known: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             return {each: known[each][module] for each in adapters if module in known.get(each, {})}
 
-        return ModuleFeatures(here(self.spectra), {name: here(vectors) for name, vectors in self.prototypes.items()})
+        prototypes = {name: here(vectors) for name, vectors in self.prototypes.items()}
+        return ModuleFeatures(here(self.spectra), prototypes, self.width)

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hub_router.composition.bypass import is_read_past
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.outer import install_outer
 from hub_router.composition.plan import Planner, install, uninstall
 from hub_router.errors import RoutedStateError
 
@@ -83,6 +84,7 @@ def attach(model: nn.Module, updates: Mapping[str, RoutedUpdate], planner: Plann
                 update.handles += _guard(parent, leaf, update)
         if planner is not None:
             install(model, planner)
+        install_outer(model, list(updates.values()))
     except BaseException:
         detach(model)
         raise
@@ -97,6 +99,9 @@ def detach(model: nn.Module) -> None:
     for linear, update in list(routed_updates(model)):
         if update.planner is not None:
             uninstall(model, update.planner)
+        if update.outer is not None:
+            update.outer.uninstall(model)
+            update.outer = None
         while update.handles:
             update.handles.pop().remove()
         del linear._modules[CHILD]

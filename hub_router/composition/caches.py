@@ -27,16 +27,16 @@ class _Mark:
     keys: torch.Tensor | None
 
 
-def caches_in(named: Mapping[str, Any]) -> list[Any]:
+def caches_in(named: Mapping[str, Any]) -> dict[str, Any]:
     """The caches among a model's inputs or outputs.
 
     Args:
         named (Mapping[str, Any]): by their names in the model's forward.
 
     Returns:
-        list[Any]: of any kind.
+        dict[str, Any]: by the same names, of any kind.
     """
-    return [cache for key in _KEYS if (cache := named.get(key)) is not None]
+    return {key: cache for key in _KEYS if (cache := named.get(key)) is not None}
 
 
 def holds_tokens(cache: Any) -> bool:
@@ -104,6 +104,19 @@ def recall(cache: Any, planner: str) -> Rows | None:
         )
     order = alike.int().argmax(-1)
     return {name: row.index_select(0, order.to(row.device)) for name, row in found.rows.items()}
+
+
+def length_of(cache: Any) -> int:
+    """Tokens that a cache holds.
+
+    Args:
+        cache (Any): of transformers' kinds.
+
+    Returns:
+        int: 0 where it does not say.
+    """
+    length = getattr(cache, "get_seq_length", None)
+    return 0 if length is None else int(length())
 
 
 def _layers(cache: Any) -> Any:

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from hub_router.composition.dora import gain
 from hub_router.composition.maps import LinearMap
+from hub_router.composition.outer import Outer
 from hub_router.composition.plan import Plan, Planner
 from hub_router.composition.stacked import (
     Factors,
@@ -136,6 +137,7 @@ class RoutedUpdate(nn.Module):
         self.merge: Merge = prepared.merge
         # Factors that are the method's own are saved as they were made, before DoRA's gain.
         self.own_factors = (bank.A, bank.B) if prepared.own_factors else None
+        self.outer: Outer | None = None
         self.recorder: Recorder | None = None
         self.handles: list[RemovableHandle] = []
         # Threads in which the module ran since its parent was last entered; None where no guard wants to know.
@@ -227,9 +229,15 @@ class RoutedUpdate(nn.Module):
             state = {**part.state, **rows}
         factors: Factors = part
         h = self._project(x, factors) if self.router.projects else None
-        gates = self.router.route(state, x, h)
-        if self.recorder is not None:
-            self._record(gates, factors, part.experts, leading)
+        told: Gates | None
+        if self.outer is None:
+            gates = told = self.router.route(state, x, h)
+        elif (found := self.outer.gates(self, leading, self.A.device)) is not None:
+            gates, told = found
+        else:
+            return None
+        if self.recorder is not None and told is not None:
+            self._record(told, factors, part.experts, leading)
         update = self._sum(x, h, gates, factors)
         if factors.shifts is not None:
             update = update + weighted_candidates(gates, factors, factors.shifts)

@@ -213,7 +213,7 @@ class Planner:
         ids = args[0] if args and isinstance(args[0], torch.Tensor) else kwargs.get("input_ids")
         if not self.held:
             mask = _before_answers(ids, kwargs.get("attention_mask"), kwargs.get("labels"))
-            self.plan = self._begin(ids, mask, caches_in(kwargs))
+            self.plan = self._begin(ids, mask, caches_in(kwargs).values())
         plan = self.plan
         assert plan is not None
         keys = ("decoder_input_ids", "inputs_embeds")
@@ -233,10 +233,10 @@ class Planner:
         if plan is None:
             return
         values = list(output.values()) if isinstance(output, Mapping) else output if isinstance(output, tuple) else []
-        for each in (*caches_in(kwargs), *values):
+        for each in (*caches_in(kwargs).values(), *values):
             mark(each, self.identity, plan.rows)
         if trains:
-            for each in _tensors(output if isinstance(output, torch.Tensor) else values):
+            for each in with_gradients(output if isinstance(output, torch.Tensor) else values):
                 # The gradient of an output comes before those of the layers that made it.
                 each.register_hook(partial(self._differentiate, plan))
         if not self.held:
@@ -374,11 +374,18 @@ def _before_answers(
     return torch.where(given.any(-1, keepdim=True), given, torch.ones_like(ids) if mask is None else mask.to(ids))
 
 
-def _tensors(values: Any) -> Iterator[torch.Tensor]:
-    """Those among a model's outputs that a gradient can come back through."""
+def with_gradients(values: Any) -> Iterator[torch.Tensor]:
+    """Those among a model's outputs that a gradient can come back through.
+
+    Args:
+        values (Any): tensors, in lists or tuples.
+
+    Yields:
+        torch.Tensor: one by one.
+    """
     if isinstance(values, torch.Tensor):
         if values.requires_grad:
             yield values
     elif isinstance(values, list | tuple):
         for each in values:
-            yield from _tensors(each)
+            yield from with_gradients(each)

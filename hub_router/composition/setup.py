@@ -12,6 +12,7 @@ from torch import nn
 from hub_router.composition.assemble import make_updates, prepare, stack
 from hub_router.composition.attach import attach, detach
 from hub_router.composition.needs import check_needs
+from hub_router.composition.outer import check_outer, width_of
 from hub_router.composition.plan import Planner, TextEncoder
 from hub_router.composition.pool import check_pool
 from hub_router.composition.saved import Replacement, SavedPlan
@@ -180,12 +181,13 @@ def make_setup(
     features, samples, encoder = background.features, background.samples, background.encoder
     readable = tokenizer is not None
     check_needs(router, bank, features, samples=samples, encoder=encoder, tokenizer=readable)
+    check_outer(model, router, bank)
     tasks = find_tasks(router, names, features=features, samples=samples, encoder=encoder)
     planner = make_planner(router, bank, tasks, tokenizer)
     return Setup(
         router=router,
         pool=tuple(pool),
-        prepared=prepare(router, bank, features),
+        prepared=prepare(router, bank, replace(features, width=width_of(model, router))),
         plan=plan,
         planner=planner,
         notes=(*_notes(pool, bank, members), *plan.notes),

@@ -11,6 +11,7 @@ How the families fit:
 - one update made of all adapters (merged, LEGO, KnOTS, PEFT's merges): ``prepare`` returns a bank of one candidate and
   the ``shares`` of the adapters in it.
 - components (HiLoRA's rank-one components): gates with ``per="component"``.
+- gates by what lies outside of the module (X-LoRA, MixLoRA): an :class:`OuterRouter` is given that in the place of x.
 - sequence level (LoraRetriever, HiLoRA): a :class:`SequenceRouter` is asked for a plan once per sequence; its rows
   reach ``route`` in ``tensors``, one per leading index of x.
 """
@@ -133,6 +134,21 @@ class Router(Protocol):
             Gates: weights in float32 or wider.
         """
         ...
+
+
+@runtime_checkable
+class OuterRouter(Router, Protocol):
+    """A method that gates a module's tokens by something else than the module's input.
+
+    Its ``route`` gets that in the place of x; the tensors are the module's. It never asks for ``h``.
+
+    Attributes:
+        reads (str): ``base``: the last hidden states ``(..., D)`` of the base model, which reads the input first with
+            all adapters off. ``block``: the input ``(..., D)`` of the feed-forward block that the module is part of;
+            the K chosen candidates then each get the whole block, whose outputs are summed with their weights.
+    """
+
+    reads: ClassVar[Literal["base", "block"]]
 
 
 @runtime_checkable

@@ -21,6 +21,7 @@ from hub_router.routing.lora_mixer import LoraMixer
 from hub_router.routing.lorahub import Lorahub
 from hub_router.routing.maple import Maple
 from hub_router.routing.merged import Merged
+from hub_router.routing.mixlora import Mixlora
 from hub_router.routing.mole import Mole
 from hub_router.routing.no_adapter import Base
 from hub_router.routing.peft_merge import MERGES
@@ -29,6 +30,7 @@ from hub_router.routing.retriever import Retriever
 from hub_router.routing.single import Single
 from hub_router.routing.spectr import Spectr
 from hub_router.routing.uniform import Uniform
+from hub_router.routing.xlora import Xlora
 
 METHODS: Mapping[str, type[Router]] = MappingProxyType(
     {
@@ -52,6 +54,8 @@ METHODS: Mapping[str, type[Router]] = MappingProxyType(
             LoraMixer,
             Lorahub,
             Mole,
+            Xlora,
+            Mixlora,
         )
     }
 )

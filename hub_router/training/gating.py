@@ -11,6 +11,7 @@ import torch
 
 from hub_router.composition.attach import routed_updates
 from hub_router.composition.layer import RoutedUpdate
+from hub_router.composition.outer import by_decider
 from hub_router.errors import TrainingError
 from hub_router.routing.base import Gates, Router
 from hub_router.routing.entropy import entropy
@@ -178,7 +179,8 @@ class TrainedGate:
     """Stands in a module's update for its router, as long as its vectors are trained.
 
     Args:
-        update (RoutedUpdate): of the module; its router is put back by :func:`training`.
+        updates (Sequence[RoutedUpdate]): of the module, and of those that it decides for, whose vectors are its own;
+            the router of the first is put back by :func:`training`.
         gate (Gate): the recipe's rule.
         reading (Reading): shared by all modules.
     """
@@ -187,12 +189,14 @@ class TrainedGate:
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
 
-    def __init__(self, update: RoutedUpdate, gate: Gate, reading: Reading) -> None:
+    def __init__(self, updates: Sequence[RoutedUpdate], gate: Gate, reading: Reading) -> None:
+        update = updates[0]
         self.router: Router = update.router
         self.projects = update.router.projects
         self._update = update
         self._gate = gate
         self._reading = reading
+        self._updates = updates
         self.rows = torch.arange(update.candidates, device=update.A.device)
         self.vectors = update.state()[PROTOTYPES].detach().clone()
 
@@ -214,7 +218,16 @@ class TrainedGate:
 
     def put(self) -> None:
         """Write the trained vectors into the module."""
-        self.stored.index_copy_(0, self.rows, self.vectors.detach())
+        self.store(self.stored.index_copy(0, self.rows, self.vectors.detach()))
+
+    def store(self, vectors: torch.Tensor) -> None:
+        """Write vectors into the module, and into all that follow it.
+
+        Args:
+            vectors (torch.Tensor): of all candidates ``(C, D)``.
+        """
+        for update in self._updates:
+            update.state()[PROTOTYPES].copy_(vectors)
 
     @property
     def experts(self) -> list[int]:
@@ -247,26 +260,26 @@ def training(model: Any, gate: Gate, reading: Reading) -> Iterator[dict[str, Tra
         reading (Reading): told of every batch.
 
     Yields:
-        dict[str, TrainedGate]: by module path, those with candidates.
+        dict[str, TrainedGate]: by module path, those with candidates; of a block that is gated as a whole, one.
     """
-    updates = {update.module: update for _, update in routed_updates(model) if update.candidates}
-    gates = {name: TrainedGate(update, gate, reading) for name, update in updates.items()}
+    shared = by_decider(update for _, update in routed_updates(model) if update.candidates)
+    gates = {name: TrainedGate(updates, gate, reading) for name, updates in shared.items()}
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     modes = [(module, module.training) for module in model.modules()]
     before = {name: each.stored.clone() for name, each in gates.items()}
     try:
         for parameter in wanted:
             parameter.requires_grad_(False)
-        for name, update in updates.items():
-            update.router = cast(Router, gates[name])
+        for name, updates in shared.items():
+            updates[0].router = cast(Router, gates[name])
         yield gates
     except BaseException:
         for name, each in gates.items():
-            each.stored.copy_(before[name])
+            each.store(before[name])
         raise
     finally:
-        for name, update in updates.items():
-            update.router = gates[name].router
+        for name, updates in shared.items():
+            updates[0].router = gates[name].router
         for parameter in wanted:
             parameter.requires_grad_(True)
         for module, mode in modes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -13,15 +13,28 @@ from hub_router.training.balance import BALANCE_LOSSES, BalanceLoss
 from hub_router.training.lora_mixer import LoraMixerRecipe
 from hub_router.training.lorahub import LorahubRecipe
 from hub_router.training.maple import MapleRecipe
+from hub_router.training.mixlora import MixloraRecipe
 from hub_router.training.mole import MoleRecipe
 from hub_router.training.phatgoose import PhatgooseRecipe
 from hub_router.training.recipe import Recipe
 from hub_router.training.settings import TrainingSettings
+from hub_router.training.xlora import XloraRecipe
 
 _BALANCE, NONE = "balance", "none"
 
 RECIPES: Mapping[str, type[Recipe]] = MappingProxyType(
-    {recipe.name: recipe for recipe in (PhatgooseRecipe, MapleRecipe, LoraMixerRecipe, LorahubRecipe, MoleRecipe)}
+    {
+        recipe.name: recipe
+        for recipe in (
+            PhatgooseRecipe,
+            MapleRecipe,
+            LoraMixerRecipe,
+            LorahubRecipe,
+            MoleRecipe,
+            XloraRecipe,
+            MixloraRecipe,
+        )
+    }
 )
 
 
@@ -52,7 +65,7 @@ def create_recipe(name: str, options: Mapping[str, Any] | None = None) -> Recipe
         ]
         if wrong:
             raise TrainingError(f"balance loss {named!r} cannot use {', '.join(wrong)}, expected finite numbers from 0")
-        given["loss"] = None if named == NONE else _loss(named)(**coefficients)
+        given["loss"] = None if named == NONE else replace(_default_loss(recipe, named), **coefficients)
     return recipe(**given)
 
 
@@ -97,6 +110,11 @@ def _loss(name: str) -> type[BalanceLoss]:
     if loss is None:
         raise TrainingError(f"balance={name!r}, expected {NONE} or one of {', '.join(BALANCE_LOSSES)}")
     return loss
+
+
+def _default_loss(recipe: type[Recipe], name: str) -> Any:
+    """A balance loss with the recipe's coefficients where it is the recipe's own, else with those of its paper."""
+    return cast(Any, recipe)().loss if name == _own_loss(recipe) else _loss(name)()
 
 
 def _own_loss(recipe: type[Recipe]) -> str:

@@ -31,7 +31,7 @@ TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 3e-3, torc
 SETTINGS = {
     "single": {"adapter": "adapter-1"},
     "lego": {"clusters": 30},
-    **{method: {"prototypes": "random"} for method in ("phatgoose", "maple", "lora-mixer")},
+    **{method: {"prototypes": "random"} for method in ("phatgoose", "maple", "lora-mixer", "xlora", "mixlora")},
 }
 POOLS = {
     "equal": lambda: make_case([4] * 24, (3, 11), zero=(5,)),
@@ -41,20 +41,21 @@ POOLS = {
 }
 
 
-def random_vectors(case: Case) -> PoolFeatures:
-    """A prototype set with a vector for every adapter and module."""
+def random_vectors(case: Case, method: str) -> PoolFeatures:
+    """A prototype set with a vector for every adapter and module; X-LoRA's have a bias at the end."""
     rng = np.random.default_rng(11)
+    width = case.d_in + (method == "xlora")
     vectors = {
-        each.name: {module: rng.standard_normal(case.d_in).astype(np.float32) for module in each.modules}
+        each.name: {module: rng.standard_normal(width).astype(np.float32) for module in each.modules}
         for each in case.adapters
     }
-    return PoolFeatures(prototypes={"random": vectors})
+    return PoolFeatures(prototypes={"random": vectors}, width=case.d_in)
 
 
 def engine(router: Router, case: Case, dtype: torch.dtype) -> RoutedUpdate:
     bank = stack(case.adapters)
     router.check(bank)
-    prepared = prepare(router, bank, random_vectors(case))[MODULE]
+    prepared = prepare(router, bank, random_vectors(case, router.name))[MODULE]
     planner = None
     if isinstance(router, SequenceRouter):
         state = router.plan_state(bank, gaussians_of(case))

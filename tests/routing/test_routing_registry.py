@@ -20,7 +20,7 @@ def test_names_are_those_of_the_classes() -> None:
         *("retriever", "hilora", "hilora-gs", "hilora-roc", "lego"),
         *("linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd"),
         *("magnitude_prune", "magnitude_prune_svd", "knots"),
-        *("phatgoose", "maple", "lora-mixer", "lorahub", "mole"),
+        *("phatgoose", "maple", "lora-mixer", "lorahub", "mole", "xlora", "mixlora"),
     ]
     assert all(METHODS[name].name == name for name in METHODS)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from compose_models import ATTENTION, llama, save_adapter
 from safetensors.torch import load_file, save_file
-from training_models import METHODS, logits, same_vectors
+from training_models import DECODER_METHODS, logits, same_vectors
 
 from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
@@ -28,7 +28,7 @@ def trained(pool: Any, tokenizer: Any, examples: Any, method: str, **options: An
     return routed, fit(routed, examples, settings=SETTINGS).prototypes
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(params=DECODER_METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 

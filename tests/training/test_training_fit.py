@@ -14,7 +14,7 @@ import pytest
 import torch
 from compose_models import llama
 from training_models import (
-    METHODS,
+    DECODER_METHODS,
     SHORT,
     TWINS,
     Frozen,
@@ -49,6 +49,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dict[str,
         ("maple", {}, 40, 0.6),
         ("lora-mixer", {"balance": "none"}, 40, 0.4),
         ("lora-mixer", {}, 40, 0.4),
+        ("xlora", {}, 40, 0.4),
     ],
 )
 def test_the_loss_falls(
@@ -68,7 +69,7 @@ def test_the_loss_falls(
 
 
 @pytest.mark.parametrize("mode", ["eval", "train", "mixed"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DECODER_METHODS)
 def test_only_the_vectors_change(pool: Any, tokenizer: Any, examples: Any, method: str, mode: str) -> None:
     model = llama().train(mode != "eval")
     model.model.norm.eval()
@@ -83,7 +84,7 @@ def test_only_the_vectors_change(pool: Any, tokenizer: Any, examples: Any, metho
         assert any(not np.array_equal(after[name][module], before[name][module]) for module in after[name])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DECODER_METHODS)
 @pytest.mark.parametrize("stop_at", [3, 7])
 def test_an_interrupted_run_changes_nothing(
     pool: Any, tokenizer: Any, examples: Any, method: str, stop_at: int
@@ -101,7 +102,7 @@ def test_an_interrupted_run_changes_nothing(
     assert torch.equal(logits(routed), outputs)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DECODER_METHODS)
 def test_a_loss_that_is_no_number_stops_the_run(pool: Any, tokenizer: Any, examples: Any, method: str) -> None:
     routed = compose(llama(), pool, method, tokenizer=tokenizer)
     with torch.no_grad():
@@ -129,7 +130,7 @@ def test_the_first_step_of_maple_without_mask_is_arrow(
     assert all(torch.equal(weights, expected.weights[module]) for module, weights in seen.weights.items())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DECODER_METHODS)
 def test_the_seed_decides(pool: Any, tokenizer: Any, examples: Any, method: str) -> None:
     def vectors(seed: int) -> Vectors:
         torch.manual_seed(random.randrange(1000))
@@ -187,7 +188,7 @@ def test_activation_checkpointing_does_not_matter(
     assert routed.model.model.gradient_checkpointing is False
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DECODER_METHODS)
 def test_bfloat16_runs_near_float32(pool: Any, tokenizer: Any, examples: Any, method: str) -> None:
     settings = TrainingSettings(**{**SHORT.to_json(), "precision": "bfloat16"})
     routed, result = train(pool, tokenizer, examples, method, settings)
@@ -241,7 +242,7 @@ def test_validation_is_the_loss_of_what_was_set_aside(pool: Any, tokenizer: Any,
     assert result.validation == pytest.approx(total / tokens, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DECODER_METHODS)
 def test_the_log_has_a_line_for_every_step(
     pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str
 ) -> None:
@@ -341,6 +342,6 @@ def test_places_that_cannot_be_written_to_are_found_before_training(
 def test_fit_says_nothing_on_its_own(pool: Any, tokenizer: Any, examples: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for method in METHODS:
+        for method in DECODER_METHODS:
             settings = TrainingSettings(steps=1, batch_size=4, checkpointing=method == "maple")
             train(pool, tokenizer, examples, method, settings)

@@ -140,7 +140,7 @@ def check(
     """Output, gradient of the vectors and gradient of the input."""
     update, reading = update_of(router, case), Reading()
     reading.begin(torch.tensor(own), (torch.ones(1),), spreading=False, observing=False)
-    gate = TrainedGate(update, partial(recipe.gate, router), reading)
+    gate = TrainedGate([update], partial(recipe.gate, router), reading)
     update.router = gate  # type: ignore[assignment]
     leaf = gate.select(range(len(case.adapters)) if trained is None else trained)
     rows = gate.rows.tolist()
@@ -191,7 +191,7 @@ def test_a_pool_of_one_is_the_base_module_without_gradients_that_are_no_numbers(
     case = CASES["one"]()
     update, reading = update_of(Maple(prototypes="set"), case), Reading()
     reading.begin(torch.tensor([0, 0]), (torch.ones(1),), spreading=False, observing=False)
-    gate = TrainedGate(update, partial(MapleRecipe(mask=mask).gate, update.router), reading)
+    gate = TrainedGate([update], partial(MapleRecipe(mask=mask).gate, update.router), reading)
     update.router = gate  # type: ignore[assignment]
     leaf = gate.select([0])
     x = case.inputs().requires_grad_()
@@ -208,7 +208,7 @@ def test_every_chosen_adapter_but_the_own_one_is_left() -> None:
     router = Maple(top_k=3, prototypes="set")
     update, reading = update_of(router, case), Reading()
     reading.begin(torch.tensor([2, 4]), (torch.ones(1),), spreading=False, observing=False)
-    gate = TrainedGate(update, partial(MapleRecipe().gate, router), reading)
+    gate = TrainedGate([update], partial(MapleRecipe().gate, router), reading)
     gates = gate.route({}, case.inputs(), None)
     plain = router.route(update.state(), case.inputs(), None)
     assert gates.indices is not None and plain.indices is not None
@@ -236,7 +236,7 @@ def test_embeddings_take_token_ids(kind: str) -> None:
     prepared = prepare(router, stack(pool), PoolFeatures(prototypes={"set": vectors_of(case)}))[MODULE]
     update, reading = RoutedUpdate(router, prepared, 3, LinearMap(nn.Embedding(30, 16), lookup=True)), Reading()
     reading.begin(torch.tensor(own), (torch.ones(1),), spreading=False, observing=False)
-    gate = TrainedGate(update, partial(recipe.gate, router), reading)
+    gate = TrainedGate([update], partial(recipe.gate, router), reading)
     update.router = gate  # type: ignore[assignment]
     leaf = gate.select([1] if kind == "phatgoose" else [0, 1, 2])
     assert leaf is not None
@@ -256,7 +256,7 @@ def test_trained_vectors_are_put_where_they_came_from() -> None:
     case = make_case([4, None, 2, 3], (2, 3))
     update = update_of(LoraMixer(prototypes="set"), case)
     before = update.state()["P"].clone()
-    gate = TrainedGate(update, partial(LoraMixerRecipe().gate, update.router), Reading())
+    gate = TrainedGate([update], partial(LoraMixerRecipe().gate, update.router), Reading())
     leaf = gate.select([1, 2])
     assert leaf is not None and leaf.shape == (1, 24)
     with torch.no_grad():
@@ -273,7 +273,7 @@ def test_inputs_that_cannot_be_told_apart_are_an_error() -> None:
     case = make_case([4, 4], (7,))
     update, reading = update_of(Maple(prototypes="set"), case), Reading()
     reading.begin(torch.tensor([0, 1]), (torch.ones(1),), spreading=False, observing=False)
-    update.router = TrainedGate(update, partial(MapleRecipe().gate, update.router), reading)  # type: ignore[assignment]
+    update.router = TrainedGate([update], partial(MapleRecipe().gate, update.router), reading)  # type: ignore[assignment]
     with pytest.raises(TrainingError, match=r"\(7,\) in a batch of 2 sequences"):
         update(case.inputs())
 

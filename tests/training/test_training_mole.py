@@ -54,7 +54,7 @@ def test_forward_loss_and_gradients(name: str) -> None:
     x = case.inputs().requires_grad_()
     tokens = x.shape[:-1].numel()
     reading.begin(torch.zeros(1, dtype=torch.int64), (torch.ones(1),), spreading=True, observing=False)
-    gate = TrainedGate(update, partial(MoleRecipe().gate, router), reading)
+    gate = TrainedGate([update], partial(MoleRecipe().gate, router), reading)
     update.router = gate  # type: ignore[assignment]
     leaf = gate.select(range(len(case.adapters)))
     got = update(x)

@@ -24,6 +24,8 @@ from hub_router.training.batches import collate
 from hub_router.training.data import encode
 
 METHODS = ["phatgoose", "maple", "lora-mixer"]
+# xlora needs a model without an encoder.
+DECODER_METHODS = [*METHODS, "xlora"]
 SHORT = TrainingSettings(steps=5, batch_size=8, learning_rate=1e-2, warmup=0.0)
 KINDS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION},

@@ -1,0 +1,315 @@
+"""Methods whose gates read what lies outside of a module: the base model's hidden states, or a whole block's input."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from hub_router.composition.caches import caches_in, holds_tokens, length_of, mark, recall
+from hub_router.composition.plan import with_gradients
+from hub_router.composition.text import has_encoder
+from hub_router.errors import MethodError, RoutedStateError
+from hub_router.lora.bank import AdapterBank
+from hub_router.routing.base import Gates, OuterRouter, Router
+from hub_router.routing.mixlora import block_of
+
+# Where a cache keeps the base model's own, and what its rows are called there.
+_BESIDE, _PLACES = "hub_router_base", "places"
+
+
+class Routed(Protocol):
+    """What is known here of a module's update.
+
+    Attributes:
+        module (str): path of its linear map.
+        candidates (int): number C.
+        router (Router): of the module, or what stands in its place while it is trained.
+        outer (Outer | None): who gates it, where its router does not read its input.
+    """
+
+    module: str
+    candidates: int
+    router: Router
+    outer: Outer | None
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """The router's tensors."""
+        ...
+
+
+R = TypeVar("R", bound=Routed)
+
+
+class Outer(Protocol):
+    """Gates the modules of a model, or of a part of it."""
+
+    def gates(self, update: Routed, leading: torch.Size, device: torch.device) -> tuple[Gates, Gates | None] | None:
+        """What a module is to sum at the moment.
+
+        Args:
+            update (Routed): of the module.
+            leading (torch.Size): leading axes of its inputs.
+            device (torch.device): the module's.
+
+        Returns:
+            tuple[Gates, Gates | None] | None: gates to sum by, and those to record, where they are not recorded yet;
+                None where the module is to be as the base model's.
+        """
+        ...
+
+    def uninstall(self, model: nn.Module) -> None:
+        """Take its hooks off."""
+        ...
+
+
+def width_of(model: Any, router: Router) -> int:
+    """Length of the vectors that an outer method reads.
+
+    Args:
+        model (PreTrainedModel): the base model.
+        router (Router): any method.
+
+    Returns:
+        int: of the hidden states, as a head gets them or a block; 0 for a method that reads a module's input.
+    """
+    if not isinstance(router, OuterRouter):
+        return 0
+    head = model.get_output_embeddings() if router.reads == "base" else None
+    return int(model.config.get_text_config().hidden_size if head is None else head.weight.shape[1])
+
+
+def check_outer(model: nn.Module, router: Router, bank: AdapterBank) -> None:
+    """Refuse what an outer method cannot read.
+
+    Args:
+        model (nn.Module): the base model, or one without weights.
+        router (Router): any method.
+        bank (AdapterBank): the pool, every module of which is in the model.
+
+    Raises:
+        MethodError: lists the modules that are in no feed-forward block, or says what is wrong with the model.
+    """
+    if not isinstance(router, OuterRouter):
+        return
+    if router.reads == "base" and has_encoder(model):
+        raise MethodError(
+            f"method {router.name!r} reads the hidden states of a model that continues text, and "
+            f"{type(model).__name__} has an encoder; choose a method that reads each module's input, such as lora-mixer"
+        )
+    outside = [name for name in bank.modules if not _is_feed_forward(model.get_submodule(block_of(name)))]
+    if router.reads == "block" and outside:
+        raise MethodError(
+            f"method {router.name!r} routes feed-forward blocks, and {len(outside)} modules are in none, the first is "
+            f"{outside[0]}; take adapters of feed-forward blocks alone, such as hub-router train {router.name} makes"
+        )
+
+
+def install_outer(model: nn.Module, updates: Sequence[Routed]) -> None:
+    """Let an outer method see what it reads; nothing for other methods.
+
+    Args:
+        model (nn.Module): with the updates attached.
+        updates (Sequence[Routed]): all of them.
+    """
+    routed = [update for update in updates if update.candidates]
+    if not routed or not isinstance(routed[0].router, OuterRouter):
+        return
+    if routed[0].router.reads == "base":
+        base = _Base(model)
+        for update in routed:
+            update.outer = base
+        return
+    blocks: dict[str, list[Routed]] = {}
+    for update in routed:
+        blocks.setdefault(block_of(update.module), []).append(update)
+    for path, members in blocks.items():
+        block = _Block(model.get_submodule(path), members[0])
+        for update in members:
+            update.outer = block
+
+
+def by_decider(updates: Iterable[R]) -> dict[str, list[R]]:
+    """Which updates share their gates.
+
+    Args:
+        updates (Iterable[Routed]): attached.
+
+    Returns:
+        dict[str, list[Routed]]: by the module of the update that decides, all those that it decides for, itself first.
+    """
+    found: dict[str, list[R]] = {}
+    for update in updates:
+        decider = update.outer.leader if isinstance(update.outer, _Block) else update
+        led = found.setdefault(decider.module, [])
+        led.insert(0 if update is decider else len(led), update)
+    return found
+
+
+@dataclass(eq=False)
+class _Turn:
+    """Where a block stands: what was decided for its tokens, and which of the K experts it is at."""
+
+    gates: Gates
+    place: int = 0
+
+
+class _Block:
+    """A feed-forward block that runs once for each of a token's experts.
+
+    Args:
+        block (nn.Module): the block; its forward is a function of one tensor.
+        leader (Routed): of any of its maps; all have the same candidates and the same vectors.
+    """
+
+    def __init__(self, block: nn.Module, leader: Routed) -> None:
+        self.leader = leader
+        self._turns: dict[int, _Turn] = {}
+        self._handles = [
+            block.register_forward_pre_hook(self._before, with_kwargs=True),
+            block.register_forward_hook(self._after, with_kwargs=True),
+        ]
+
+    def gates(self, update: Routed, leading: torch.Size, device: torch.device) -> tuple[Gates, Gates | None]:
+        """See :class:`Outer`; the expert whose turn it is, alone."""
+        turn = self._turns.get(threading.get_ident())
+        if turn is None:
+            raise RoutedStateError(f"module {update.module}: its block was not called as a whole")
+        assert turn.gates.indices is not None
+        chosen = turn.gates.indices[..., turn.place : turn.place + 1]  # [..., 1]
+        whole = torch.ones_like(chosen, dtype=turn.gates.weights.dtype)
+        return Gates(whole, chosen), None if turn.place else turn.gates
+
+    def uninstall(self, model: nn.Module) -> None:
+        """See :class:`Outer`."""
+        _remove(self._handles)
+
+    @torch.compiler.disable
+    def _before(self, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        (x,) = (*args, *kwargs.values())
+        self._turns[threading.get_ident()] = _Turn(self.leader.router.route(self.leader.state(), x, None))
+
+    def _after(
+        self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+    ) -> torch.Tensor:
+        turn = self._turns[threading.get_ident()]
+        weights = turn.gates.weights.to(output.dtype)  # [..., K]
+        total = weights[..., :1] * output
+        for place in range(1, weights.shape[-1]):
+            turn.place = place
+            total = total + weights[..., place : place + 1] * block.forward(*args, **kwargs)
+        del self._turns[threading.get_ident()]
+        return total
+
+
+class _Base:
+    """The base model's own reading of each input, before the routed one; where that fills a cache, so does this.
+
+    Args:
+        model (nn.Module): the routed model.
+    """
+
+    def __init__(self, model: Any) -> None:
+        # Caches are marked by it: the reading beside them is of this base model.
+        self._identity = uuid.uuid4().hex
+        self._running: dict[int, torch.Tensor] = {}
+        self._filled: dict[int, Any] = {}
+        # Of the forward that a backward is at, which gradient checkpointing runs again.
+        self._differentiated: torch.Tensor | None = None
+        self._reading: set[int] = set()
+        self._handles = [
+            model.register_forward_pre_hook(self._before, with_kwargs=True),
+            model.register_forward_hook(self._after, with_kwargs=True, always_call=True),
+        ]
+
+    def gates(self, update: Routed, leading: torch.Size, device: torch.device) -> tuple[Gates, Gates | None] | None:
+        """See :class:`Outer`; by the hidden states of the module's tokens."""
+        thread = threading.get_ident()
+        if thread in self._reading:
+            return None
+        hidden = self._running.get(thread)
+        if hidden is None and torch._C._current_graph_task_id() != -1:
+            hidden = self._differentiated
+        if hidden is None or hidden.shape[:-1].numel() != leading.numel():
+            seen = "none" if hidden is None else f"those of {tuple(hidden.shape[:-1])} tokens"
+            raise RoutedStateError(
+                f"module {update.module}: method {update.router.name!r} gates {tuple(leading)} tokens by the hidden "
+                f"states of the base model, and has {seen}; call the whole model, or leave adapters of this module out"
+            )
+        gates = update.router.route(update.state(), hidden.to(device).reshape(*leading, hidden.shape[-1]), None)
+        return gates, gates
+
+    def uninstall(self, model: nn.Module) -> None:
+        """See :class:`Outer`."""
+        _remove(self._handles)
+
+    @torch.compiler.disable
+    def _before(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        thread = threading.get_ident()
+        caches = {name: self._beside(cache) for name, cache in caches_in(kwargs).items()}
+        # Without its head, which has parameters of its own, such as labels.
+        inner = model.base_model
+        taken = inspect.signature(inner.forward).parameters
+        given = {name: value for name, value in {**kwargs, **caches}.items() if name in taken}
+        self._reading.add(thread)
+        try:
+            with torch.no_grad():
+                output = inner.forward(*args, **{**given, "return_dict": True})
+        finally:
+            self._reading.discard(thread)
+        self._running[thread] = output.last_hidden_state
+        self._filled[thread] = next(iter(caches_in(output).values()), None)
+
+    @torch.compiler.disable
+    def _after(self, model: nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden = self._running.pop(threading.get_ident(), None)
+        filled = self._filled.pop(threading.get_ident(), None)
+        if hidden is None:
+            return
+        values = output if isinstance(output, Mapping) else {}
+        for cache in (*caches_in(kwargs).values(), *caches_in(values).values()):
+            mark(cache, self._identity, {_PLACES: torch.arange(hidden.shape[0])})
+            setattr(cache, _BESIDE, filled)
+        if model.training and torch.is_grad_enabled():
+            for each in with_gradients(list(values.values()) or output):
+                # The gradient of an output comes before those of the layers that made it.
+                each.register_hook(partial(self._differentiate, hidden))
+
+    def _beside(self, cache: Any) -> Any:
+        """The base model's cache of what a cache holds, with the same rows and as long."""
+        if not holds_tokens(cache):
+            return copy.deepcopy(cache)
+        rows, filled = recall(cache, self._identity), getattr(cache, _BESIDE, None)
+        if rows is None or filled is None:
+            raise RoutedStateError(
+                "this forward continues a cache that it has not seen from its beginning, and the method at work reads "
+                "the whole input with the base model as well; start with the prompt's input_ids"
+            )
+        order = rows[_PLACES]
+        if not torch.equal(order, torch.arange(len(order))):
+            filled.reorder_cache(order)
+        if (length := length_of(cache)) < length_of(filled):
+            filled.crop(length - length_of(filled))
+        return filled
+
+    def _differentiate(self, hidden: torch.Tensor, _gradient: torch.Tensor) -> None:
+        self._differentiated = hidden
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    while handles:
+        handles.pop().remove()
+
+
+def _is_feed_forward(block: nn.Module) -> bool:
+    """Whether a module is a function of one tensor, as attention and whole layers are not."""
+    return len(inspect.signature(block.forward).parameters) == 1
