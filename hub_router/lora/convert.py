@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +21,7 @@ from hub_router.formats import CONFIG_FILE, SAFETENSORS_FILE
 from hub_router.lora.conversion_record import ConversionRecord, ConvertedModule
 from hub_router.lora.convertible import check_rank, config_fields, convertible
 from hub_router.lora.fields import Fields, names
+from hub_router.lora.folder import write_config
 from hub_router.lora.skeleton import ADAPTER, PEFT_PREFIX, Widths, build, split, widths
 from hub_router.lora.weights import find_weights, hash_weights, load_weights
 from hub_router.progress import SILENT, Progress
@@ -162,30 +162,21 @@ def _update(layer: nn.Module, shape: tuple[int, int]) -> torch.Tensor:
 
 
 def _write_config(folder: Path, fields: Fields, modules: Mapping[str, ConvertedModule]) -> None:
-    """``adapter_config.json`` as PEFT writes it; alpha is r everywhere, for the scaling is in the factors."""
-    from peft import LoraConfig, TaskType
+    """``adapter_config.json``; alpha is r everywhere, for the scaling is in the factors."""
+    from peft import TaskType
 
     ranks = {name: module.rank for name, module in modules.items()}
-    usual = max(Counter(ranks.values()).items(), key=lambda item: (item[1], item[0]))[0]
-    pattern = {name: rank for name, rank in ranks.items() if rank != usual}
     base, task, mapping = (fields.get(name) for name in ("base_model_name_or_path", "task_type", "auto_mapping"))
     known = isinstance(mapping, dict) and str(mapping.get("parent_library")).startswith("transformers.")
-    LoraConfig(
-        r=usual,
-        lora_alpha=usual,
-        target_modules=list(modules),
-        rank_pattern=pattern,
-        alpha_pattern=dict(pattern),
+    write_config(
+        folder,
+        ranks,
+        ranks,
         base_model_name_or_path=base if isinstance(base, str) else None,
         task_type=task if task in list(TaskType.__members__) else None,
         auto_mapping=mapping if known else None,
         modules_to_save=list(names(fields, "modules_to_save")) or None,
-        inference_mode=True,
-    ).save_pretrained(folder)
-    # PEFT holds the targets in a set, whose order differs from run to run.
-    path = folder / CONFIG_FILE
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps({**config, "target_modules": sorted(modules)}, indent=2, sort_keys=True) + "\n")
+    )
 
 
 def _write(

@@ -40,10 +40,14 @@ class _Shared:
 
 
 @dataclass(frozen=True, eq=False)
-class _Factor:
-    """One factor of the LoRA, as the loop trains it: in place."""
+class InPlace:
+    """One factor of a LoRA, as the loop trains it: where it is.
 
-    parameter: torch.nn.Parameter
+    Args:
+        parameter (torch.Tensor): a leaf that takes a gradient.
+    """
+
+    parameter: torch.Tensor
 
     @property
     def stored(self) -> torch.Tensor:
@@ -153,12 +157,12 @@ def fit_adapter(
     )
     with (
         torch.random.fork_rng(),
-        _with_adapter(model, config, settings.seed) as adapted,
+        with_adapter(model, config, settings.seed) as adapted,
         checkpointing(model, settings),
     ):
         run = Loop(
             model=model,
-            gates={name: _Factor(each) for name, each in adapted.named_parameters() if each.requires_grad},
+            gates={name: InPlace(each) for name, each in adapted.named_parameters() if each.requires_grad},
             recipe=_Shared(),
             phases=(Phase("shared", (), tuple(range(len(tasks)))),),
             settings=settings,
@@ -169,15 +173,28 @@ def fit_adapter(
             log=None if log is None else Path(log),
         )
         outcome = run.go(encoded, held_out, progress)
-        _save(adapted, folder)
+        with whole_folder(folder) as draft:
+            adapted.save_pretrained(draft, save_embedding_layers=False)
     if checkpoint is not None:
         finish(model, Path(checkpoint))
     return outcome
 
 
 @contextmanager
-def _with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
-    """A PEFT model around the base model, which afterwards is as it was."""
+def with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
+    """A PEFT model around the base model, which afterwards is as it was.
+
+    Args:
+        model (PreTrainedModel): the base model.
+        config (PeftConfig): of the adapter.
+        seed (int): of its start.
+
+    Yields:
+        PeftModel: with the adapter.
+
+    Raises:
+        TrainingError: PEFT cannot put the adapter on the model.
+    """
     before = {name: each.requires_grad for name, each in model.named_parameters()}
     attributes, mode = dict(vars(model)), model.training
     pretraining = getattr(model.config, "pretraining_tp", None)
@@ -199,12 +216,20 @@ def _with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
         model.train(mode)
 
 
-def _save(adapted: Any, folder: Path) -> None:
-    """Write the adapter, whole or not at all."""
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder that appears under its name when the block has filled it, or not at all.
+
+    Args:
+        folder (Path): its name; must not exist.
+
+    Yields:
+        Path: the folder to fill.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        adapted.save_pretrained(draft, save_embedding_layers=False)
+        yield draft
         draft.chmod(0o755)
         draft.rename(folder)
     finally:
