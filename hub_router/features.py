@@ -22,7 +22,7 @@ class ModuleFeatures:
     Args:
         spectra (Mapping[str, Spectrum]): by adapter.
         prototypes (Mapping[str, Mapping[str, np.ndarray]]): trained vectors ``(D,)`` by set, then by adapter.
-        width (int): length of the base model's hidden states; 0 where no base model is at hand.
+        width (int): length of what a method reads in the place of the module's input; 0 where it reads the input.
     """
 
     spectra: Mapping[str, Spectrum] = field(default_factory=dict)
@@ -39,14 +39,14 @@ class PoolFeatures:
         gaussians (Mapping[str, Gaussian]): of the embedded sample inputs, by adapter.
         encoder (str | None): the sentence encoder whose vectors the Gaussians are of.
         prototypes (Mapping[str, Vectors]): trained vectors by the name of their set.
-        width (int): length of the base model's hidden states; 0 where no base model is at hand.
+        widths (Mapping[str, int]): by module, length of what a method reads in the place of its input.
     """
 
     spectra: Mapping[str, Mapping[str, Spectrum]] = field(default_factory=dict)
     gaussians: Mapping[str, Gaussian] = field(default_factory=dict)
     encoder: str | None = None
     prototypes: Mapping[str, Vectors] = field(default_factory=dict)
-    width: int = 0
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     def of_module(self, module: str, adapters: Sequence[str]) -> ModuleFeatures:
         """What is known of one module.
@@ -63,4 +63,4 @@ class PoolFeatures:
             return {each: known[each][module] for each in adapters if module in known.get(each, {})}
 
         prototypes = {name: here(vectors) for name, vectors in self.prototypes.items()}
-        return ModuleFeatures(here(self.spectra), prototypes, self.width)
+        return ModuleFeatures(here(self.spectra), prototypes, self.widths.get(module, 0))

@@ -33,12 +33,14 @@ class Routed(Protocol):
     Attributes:
         module (str): path of its linear map.
         candidates (int): number C.
+        experts (torch.Tensor): int64 ``(C,)``, each candidate's pool position, ascending.
         router (Router): of the module, or what stands in its place while it is trained.
         outer (Outer | None): who gates it, where its router does not read its input.
     """
 
     module: str
     candidates: int
+    experts: torch.Tensor
     router: Router
     outer: Outer | None
 
@@ -72,20 +74,25 @@ class Outer(Protocol):
         ...
 
 
-def width_of(model: Any, router: Router) -> int:
-    """Length of the vectors that an outer method reads.
+def widths_of(model: Any, router: Router, modules: Iterable[str]) -> dict[str, int]:
+    """Length of the vectors that an outer method reads in the place of modules' inputs.
 
     Args:
         model (PreTrainedModel): the base model.
         router (Router): any method.
+        modules (Iterable[str]): paths of adapted maps.
 
     Returns:
-        int: of the hidden states, as a head gets them or a block; 0 for a method that reads a module's input.
+        dict[str, int]: of the hidden states as a head or a block gets them, by module; without those that the method
+            gates by their inputs.
     """
     if not isinstance(router, OuterRouter):
-        return 0
-    head = model.get_output_embeddings() if router.reads == "base" else None
-    return int(model.config.get_text_config().hidden_size if head is None else head.weight.shape[1])
+        return {}
+    width = int(model.config.get_text_config().hidden_size)
+    if router.reads == "block":
+        return {name: width for name in modules if _feed_forward(model, name) is not None}
+    head = model.get_output_embeddings()
+    return dict.fromkeys(modules, width if head is None else head.weight.shape[1])
 
 
 def check_outer(model: nn.Module, router: Router, bank: AdapterBank) -> None:
@@ -97,20 +104,26 @@ def check_outer(model: nn.Module, router: Router, bank: AdapterBank) -> None:
         bank (AdapterBank): the pool, every module of which is in the model.
 
     Raises:
-        MethodError: lists the modules that are in no feed-forward block, or says what is wrong with the model.
+        MethodError: says what is wrong with the model, or lists the blocks of which no map has all the experts.
     """
     if not isinstance(router, OuterRouter):
         return
-    if router.reads == "base" and has_encoder(model):
+    if router.reads == "base":
+        if has_encoder(model):
+            raise MethodError(
+                f"method {router.name!r} reads the hidden states of a model that continues text, and "
+                f"{type(model).__name__} has an encoder; choose a method that reads each module's input, such as "
+                "lora-mixer"
+            )
+        return
+    blocks: dict[str, list[set[int]]] = {}
+    for name, module in bank.modules.items():
+        if _feed_forward(model, name) is not None and module.experts:
+            blocks.setdefault(block_of(name), []).append(set(module.experts))
+    if split := [name for name, maps in blocks.items() if set().union(*maps) not in maps]:
         raise MethodError(
-            f"method {router.name!r} reads the hidden states of a model that continues text, and "
-            f"{type(model).__name__} has an encoder; choose a method that reads each module's input, such as lora-mixer"
-        )
-    outside = [name for name in bank.modules if not _is_feed_forward(model.get_submodule(block_of(name)))]
-    if router.reads == "block" and outside:
-        raise MethodError(
-            f"method {router.name!r} routes feed-forward blocks, and {len(outside)} modules are in none, the first is "
-            f"{outside[0]}; take adapters of feed-forward blocks alone, such as hub-router train {router.name} makes"
+            f"method {router.name!r} gives each adapter a whole feed-forward block, one map of which all of them must "
+            f"adapt; there is no such map in: {', '.join(split)}; leave adapters out"
         )
 
 
@@ -131,9 +144,10 @@ def install_outer(model: nn.Module, updates: Sequence[Routed]) -> None:
         return
     blocks: dict[str, list[Routed]] = {}
     for update in routed:
-        blocks.setdefault(block_of(update.module), []).append(update)
+        if _feed_forward(model, update.module) is not None:
+            blocks.setdefault(block_of(update.module), []).append(update)
     for path, members in blocks.items():
-        block = _Block(model.get_submodule(path), members[0])
+        block = _Block(model.get_submodule(path), max(members, key=lambda update: update.candidates))
         for update in members:
             update.outer = block
 
@@ -146,6 +160,7 @@ def by_decider(updates: Iterable[R]) -> dict[str, list[R]]:
 
     Returns:
         dict[str, list[Routed]]: by the module of the update that decides, all those that it decides for, itself first.
+            Their candidates are among its own.
     """
     found: dict[str, list[R]] = {}
     for update in updates:
@@ -168,7 +183,7 @@ class _Block:
 
     Args:
         block (nn.Module): the block; its forward is a function of one tensor.
-        leader (Routed): of any of its maps; all have the same candidates and the same vectors.
+        leader (Routed): of its map that has all the experts; the others' candidates and vectors are among its own.
     """
 
     def __init__(self, block: nn.Module, leader: Routed) -> None:
@@ -184,10 +199,18 @@ class _Block:
         turn = self._turns.get(threading.get_ident())
         if turn is None:
             raise RoutedStateError(f"module {update.module}: its block was not called as a whole")
-        assert turn.gates.indices is not None
-        chosen = turn.gates.indices[..., turn.place : turn.place + 1]  # [..., 1]
-        whole = torch.ones_like(chosen, dtype=turn.gates.weights.dtype)
-        return Gates(whole, chosen), None if turn.place else turn.gates
+        gates = turn.gates if update is self.leader else self._among(update, turn.gates)
+        assert gates.indices is not None
+        chosen = slice(turn.place, turn.place + 1)
+        here = (gates.weights[..., chosen].detach() != 0).to(gates.weights.dtype)
+        return Gates(here, gates.indices[..., chosen]), None if turn.place else gates
+
+    def _among(self, update: Routed, gates: Gates) -> Gates:
+        """The leader's gates, of those candidates that a map has; others have no weight."""
+        assert gates.indices is not None
+        wanted = self.leader.experts.index_select(0, gates.indices.flatten()).view_as(gates.indices)
+        place = torch.searchsorted(update.experts, wanted).clamp_max(update.candidates - 1)
+        return Gates(gates.weights * (update.experts[place] == wanted), place)
 
     def uninstall(self, model: nn.Module) -> None:
         """See :class:`Outer`."""
@@ -310,6 +333,8 @@ def _remove(handles: list[RemovableHandle]) -> None:
         handles.pop().remove()
 
 
-def _is_feed_forward(block: nn.Module) -> bool:
-    """Whether a module is a function of one tensor, as attention and whole layers are not."""
-    return len(inspect.signature(block.forward).parameters) == 1
+def _feed_forward(model: nn.Module, module: str) -> nn.Module | None:
+    """The block that a map is part of, where that is a function of one tensor, as attention and layers are not."""
+    block = model.get_submodule(block_of(module))
+    runs = type(block).forward is not nn.Module.forward
+    return block if runs and len(inspect.signature(block.forward).parameters) == 1 else None

@@ -12,7 +12,7 @@ from torch import nn
 from hub_router.composition.assemble import make_updates, prepare, stack
 from hub_router.composition.attach import attach, detach
 from hub_router.composition.needs import check_needs
-from hub_router.composition.outer import check_outer, width_of
+from hub_router.composition.outer import check_outer, widths_of
 from hub_router.composition.plan import Planner, TextEncoder
 from hub_router.composition.pool import check_pool
 from hub_router.composition.saved import Replacement, SavedPlan
@@ -187,7 +187,7 @@ def make_setup(
     return Setup(
         router=router,
         pool=tuple(pool),
-        prepared=prepare(router, bank, replace(features, width=width_of(model, router))),
+        prepared=prepare(router, bank, replace(features, widths=widths_of(model, router, bank.modules))),
         plan=plan,
         planner=planner,
         notes=(*_notes(pool, bank, members), *plan.notes),

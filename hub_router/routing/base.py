@@ -145,7 +145,8 @@ class OuterRouter(Router, Protocol):
     Attributes:
         reads (str): ``base``: the last hidden states ``(..., D)`` of the base model, which reads the input first with
             all adapters off. ``block``: the input ``(..., D)`` of the feed-forward block that the module is part of;
-            the K chosen candidates then each get the whole block, whose outputs are summed with their weights.
+            the K chosen candidates then each get the whole block, whose outputs are summed with their weights. A module
+            that is part of none is gated by its own input.
     """
 
     reads: ClassVar[Literal["base", "block"]]

@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 
 import torch
 
-from hub_router.errors import MethodError
 from hub_router.features import ModuleFeatures
 from hub_router.lora.bank import AdapterBank, ModuleBank
 from hub_router.routing.base import Gates, Prepared
@@ -31,7 +30,8 @@ class Mixlora:
     mixed but the block's, so that a block runs top_k times. The vectors of a prototype set are the rows of G, the same
     for all maps of a block. Before training they are small random numbers, for equal ones would leave most experts out.
 
-    The paper's experts are in the feed-forward blocks alone; adapters of other modules are refused.
+    The paper has experts in feed-forward blocks alone. Adapters found elsewhere have other maps, too: each of those
+    gets a router of its own, on its own input, and the experts' outputs are mixed.
 
     Args:
         top_k (int): experts per token and block.
@@ -51,20 +51,7 @@ class Mixlora:
         validate(self)
 
     def check(self, pool: AdapterBank) -> None:
-        """See :class:`~hub_router.routing.base.Router`; all maps of a block must have the same experts."""
-        blocks: dict[str, dict[str, tuple[int, ...]]] = {}
-        for name, bank in pool.modules.items():
-            blocks.setdefault(block_of(name), {})[name] = tuple(bank.experts)
-        faults = []
-        for modules in blocks.values():
-            everybody = set().union(*modules.values())
-            for name, experts in modules.items():
-                if missing := sorted(everybody - set(experts)):
-                    faults.append(f"  {name}: not adapted by {', '.join(pool.adapters[each] for each in missing)}")
-        if faults:
-            raise MethodError(
-                "\n".join(["mixlora gives each expert a whole block, so all must adapt the same maps of it:", *faults])
-            )
+        """See :class:`~hub_router.routing.base.Router`; any pool will do."""
 
     def members(self, adapters: Sequence[str]) -> Sequence[str]:
         """See :class:`~hub_router.routing.base.Router`; all of them."""
@@ -72,10 +59,11 @@ class Mixlora:
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; G ``(C, D)``, of the block's inputs."""
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, width=known.width)
+        width = known.width or bank.d_in
+        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, width=width)
         if vectors is None:
             generator = torch.Generator().manual_seed(zlib.crc32(block_of(bank.module).encode()))
-            vectors = _START * torch.randn(len(bank.ranks), known.width, generator=generator)
+            vectors = _START * torch.randn(len(adapters), width, generator=generator)[list(bank.experts)]
         return Prepared(bank, {PROTOTYPES: vectors})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:

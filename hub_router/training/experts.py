@@ -18,7 +18,7 @@ from hub_router.composition.assemble import make_updates, prepare
 from hub_router.composition.attach import attach, detach, need_unrouted, routed_updates
 from hub_router.composition.base_model import base_name
 from hub_router.composition.layer import RoutedUpdate
-from hub_router.composition.outer import check_outer, width_of
+from hub_router.composition.outer import check_outer, widths_of
 from hub_router.composition.pool import check_pool, read_pool
 from hub_router.composition.text import has_encoder, pad_token
 from hub_router.composition.trained import vectors_of_updates
@@ -301,7 +301,7 @@ def _routed(
     bank = build_bank(pool)
     router.check(bank)
     check_outer(model, router, bank)
-    prepared = prepare(router, bank, PoolFeatures(width=width_of(model, router)))
+    prepared = prepare(router, bank, PoolFeatures(widths=widths_of(model, router, bank.modules)))
     updates = make_updates(model, router, prepared, len(pool))
     attach(model, updates)
     try:

@@ -227,7 +227,8 @@ class TrainedGate:
             vectors (torch.Tensor): of all candidates ``(C, D)``.
         """
         for update in self._updates:
-            update.state()[PROTOTYPES].copy_(vectors)
+            rows = torch.searchsorted(self._update.experts, update.experts)
+            update.state()[PROTOTYPES].copy_(vectors.index_select(0, rows))
 
     @property
     def experts(self) -> list[int]:

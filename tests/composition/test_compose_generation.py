@@ -16,8 +16,7 @@ from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
 from hub_router.routing.registry import METHODS
 
-# mixlora has tests of its own: it refuses adapters of attention.
-TOKEN_LEVEL = [name for name, method in METHODS.items() if not hasattr(method, "plan") and name != "mixlora"]
+TOKEN_LEVEL = [name for name, method in METHODS.items() if not hasattr(method, "plan")]
 # xlora gates a layer by what the whole model reads.
 BY_LAYER = [name for name in TOKEN_LEVEL if name != "xlora"]
 GREEDY: dict[str, Any] = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}

@@ -11,7 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
-from compose_models import ALL, ATTENTION, MLP, assert_close, llama, make_tokenizer, opt, prompt_ids, save_adapter
+from compose_models import ATTENTION, MLP, assert_close, llama, make_tokenizer, opt, prompt_ids, save_adapter
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from hub_router import RoutedModel, compose
@@ -243,21 +243,63 @@ def test_changing_the_method_and_back(pool: dict[str, Path], method: str) -> Non
     assert torch.equal(logits(routed, prompt_ids(1, 5)), before)
 
 
-def test_mixlora_refuses_what_is_in_no_block(tmp_path: Path) -> None:
-    attention = save_adapter(llama(), tmp_path / "attention", 1, r=2, target_modules=ATTENTION)
-    everything = save_adapter(llama(), tmp_path / "all", 2, r=2, target_modules=ALL)
-    for folder in (attention, everything):
-        with pytest.raises(MethodError, match=r"feed-forward blocks, and [48] "):
-            compose(llama(), {"a": folder}, "mixlora")
-    layer = save_adapter(opt(), tmp_path / "opt", 3, r=2, target_modules=["fc1", "fc2"])
-    with pytest.raises(MethodError, match="feed-forward blocks"):
-        compose(opt(), {"a": layer}, "mixlora")
+def test_mixlora_gates_maps_that_are_in_no_block_by_their_inputs(tmp_path: Path) -> None:
+    """Attention's maps, and those of a layer as a whole, in float64 and token by token."""
+    for model, targets, path in (
+        (llama(), ATTENTION, "model.layers.1.self_attn.v_proj"),
+        (opt(), ["fc1", "fc2"], "model.decoder.layers.1.fc2"),
+    ):
+        folders = {
+            f"e{seed}": save_adapter(
+                copy.deepcopy(model), tmp_path / f"{path}{seed}", seed, r=2 + seed, target_modules=targets
+            )
+            for seed in range(3)
+        }
+        routed = compose(model, folders, "mixlora")
+        linear = model.get_submodule(path)
+        update: Any = linear.hub_router_update
+        update.state()[PROTOTYPES].copy_(torch.randn(3, linear.in_features, generator=torch.Generator().manual_seed(2)))
+        gate = update.state()[PROTOTYPES].double()
+        x = torch.randn(2, 5, linear.in_features, generator=torch.Generator().manual_seed(1))
+        expected = linear.weight.double() @ x.double().unsqueeze(-1)
+        expected = expected.squeeze(-1) + (0 if linear.bias is None else linear.bias.double())
+        for place in np.ndindex(2, 5):
+            token = x[place].double()
+            powers = [torch.exp(row @ token) for row in gate]
+            best = sorted(range(3), key=lambda expert: -powers[expert].item())[:2]
+            for expert in best:
+                rows = slice(update.offsets[expert], update.offsets[expert + 1])
+                part = update.Bt[rows].double().T @ (update.A[rows].double() @ token)
+                expected[place] += powers[expert] / sum(powers[each] for each in best) * part
+        assert_close(linear(x).detach(), expected.detach())
+        assert routed.adapters == ("e0", "e1", "e2")
 
 
-def test_mixlora_refuses_experts_of_other_maps(pool: dict[str, Path], tmp_path: Path) -> None:
-    half = save_adapter(llama(), tmp_path / "half", 1, r=2, target_modules=["up_proj", "down_proj"])
-    with pytest.raises(MethodError, match=r"layers\.0\.mlp\.gate_proj: not adapted by half"):
-        compose(llama(), {**pool, "half": half}, "mixlora")
+def test_mixlora_of_experts_with_other_maps(pool: dict[str, Path], tmp_path: Path) -> None:
+    """An expert changes the maps that it has; the rest of its block is the base model's."""
+    half = save_adapter(llama(), tmp_path / "half", 1, r=2, target_modules=["up_proj", "down_proj", "q_proj"])
+    routed = composed({"half": half, **pool}, "mixlora", tmp_path, top_k=1)
+    block, x = routed.model.model.layers[0].mlp, torch.randn(6, 40, 32, generator=torch.Generator().manual_seed(4))
+    with routed.trace() as trace, torch.no_grad():
+        got = block(x)
+    weights = trace.steps["model.layers.0.mlp.up_proj"][0]
+    chosen = weights.argmax(-1)
+    assert set(chosen.flatten().tolist()) == {0, 1, 2, 3}
+    without = trace.steps["model.layers.0.mlp.gate_proj"][0]
+    assert torch.equal(without[..., 0], torch.zeros(6, 40))
+    assert torch.equal(without[..., 1:], weights[..., 1:])
+    for place, name in enumerate(("half", *pool)):
+        alone = compose(llama(), {name: {"half": half, **pool}[name]}, "uniform").model.model.layers[0].mlp
+        with torch.no_grad():
+            assert_close(got[chosen == place], alone(x)[chosen == place])
+
+
+def test_mixlora_refuses_a_block_of_which_no_map_has_all_experts(tmp_path: Path) -> None:
+    folders = {
+        name: save_adapter(llama(), tmp_path / name, 1, r=2, target_modules=[name]) for name in ("up_proj", "down_proj")
+    }
+    with pytest.raises(MethodError, match=r"no such map in: model\.layers\.0\.mlp, model\.layers\.1\.mlp;"):
+        compose(llama(), folders, "mixlora")
 
 
 def test_mixlora_on_another_kind_of_block(tmp_path: Path) -> None:

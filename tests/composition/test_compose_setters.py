@@ -73,8 +73,7 @@ def is_base(model: Any) -> bool:
     )
 
 
-# mixlora refuses adapters of attention.
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "mixlora"])
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_after_another(name: str, equal_folders: dict[str, Path], tokenizer: Any) -> None:
     options: dict[str, Any] = {"adapter": "green"} if name == "single" else {}
     samples = dict(zip(equal_folders, SAMPLES.values(), strict=False))

@@ -49,7 +49,7 @@ def random_vectors(case: Case, method: str) -> PoolFeatures:
         each.name: {module: rng.standard_normal(width).astype(np.float32) for module in each.modules}
         for each in case.adapters
     }
-    return PoolFeatures(prototypes={"random": vectors}, width=case.d_in)
+    return PoolFeatures(prototypes={"random": vectors}, widths={MODULE: case.d_in})
 
 
 def engine(router: Router, case: Case, dtype: torch.dtype) -> RoutedUpdate:

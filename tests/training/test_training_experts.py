@@ -258,7 +258,8 @@ def test_what_cannot_be_trained(tokenizer: Any, tmp_path: Path) -> None:
     refused("without options top_k", top_k=3)
     refused("preserve=-1", method="lora-mixer", preserve=-1)
     refused("not in the pool: cut, del, sum", experts=start[:1])
-    refused("feed-forward blocks", method="mixlora")
+    mixed = {name: save_adapter(llama(), tmp_path / name, 1, r=2, target_modules=[name]) for name in MLP}
+    refused("whole feed-forward block", experts=mixed, method="mixlora")
     refused("load it in float32", base=llama().to(torch.bfloat16))
     dora = save_adapter(llama(), tmp_path / "dora", 0, r=2, target_modules=ALL, use_dora=True)
     refused("these are more: add", experts=dict.fromkeys(TWINS, dora) | dict.fromkeys(list(TWINS)[1:], start[1]))
