@@ -14,6 +14,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Literal
+from urllib.parse import unquote
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -23,6 +24,7 @@ from hub_router.settings import DEFAULT_ENCODER, Settings
 from hub_router.store import compositions as composition_queries
 from hub_router.store import features as feature_queries
 from hub_router.store import gaussians as gaussian_queries
+from hub_router.store import prototypes as prototype_queries
 from hub_router.store import schema
 from hub_router.store.session import Store, open_store
 from hub_router.store.tables import Adapter, AdapterFile, Repo, SyncRun
@@ -86,9 +88,11 @@ def diagnose(settings: Settings, encoder: str | None = None) -> list[Check]:
             ("embeddings", _embeddings),
             ("likelihoods", _likelihoods),
             ("compositions", _compositions),
+            ("prototypes", _prototypes),
         ):
             checks.append(_guarded(name, partial(_in_session, store, look)))
         checks.append(_guarded("search index", lambda: _search_index(store, settings)))
+    checks.append(_guarded("training", lambda: _stopped_runs(settings)))
     return checks
 
 
@@ -369,6 +373,28 @@ def _compositions(session: Session) -> Check:
         fix = f"hub-router compose {first} ADAPTER... --replace, or hub-router compositions --delete {first}"
         return Check("compositions", "fail", f"{len(broken)} of {len(stored)} cannot be built: {named}", fix)
     return Check("compositions", "ok", f"{len(stored)} stored")
+
+
+def _prototypes(session: Session) -> Check:
+    """Newest versions of prototype sets that were made for other weights than their adapters have now."""
+    newest = {summary.name: summary for summary in prototype_queries.list_prototypes(session)}
+    stale = [summary for summary in newest.values() if summary.stale]
+    if stale:
+        named = _some(f"{summary.ref}: {_some(summary.stale)}" for summary in stale)
+        detail = f"{len(stale)} of {len(newest)} sets were made for other weights: {named}"
+        name, method = shlex.quote(stale[0].name), stale[0].method
+        return Check("prototypes", "warn", detail, f"hub-router train {method} --name {name} ADAPTER...")
+    return Check("prototypes", "ok", f"{len(newest)} sets, none stale")
+
+
+def _stopped_runs(settings: Settings) -> Check:
+    """Checkpoints of trainings that did not come to their end."""
+    folders = [path.parent for path in sorted((settings.home / "training").glob("*.run/training.pt"))]
+    if folders:
+        detail = f"stopped or still going: {_some(unquote(folder.stem) for folder in folders)}"
+        fix = f"the same hub-router train again goes on; to forget one: rm -r {shlex.quote(str(folders[0]))}"
+        return Check("training", "warn", detail, fix)
+    return Check("training", "ok", "no run was stopped")
 
 
 def _sync_command(refs: Iterable[str]) -> str:

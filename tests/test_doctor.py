@@ -8,15 +8,20 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import load_file, save_file
 
 from hub_router.demo.hubserver import LoopbackHub
 from hub_router.doctor import Check, diagnose
 from hub_router.errors import NotInCatalogError
 from hub_router.hub import Hub
+from hub_router.prototypes import PrototypeMember, Prototypes
 from hub_router.settings import Settings
+from hub_router.training import checkpoint
 
 ADAPTERS = ("greeting", "farewell")
 
@@ -134,6 +139,40 @@ def test_a_composition_whose_member_changed(world: Path) -> None:
 def test_a_composition_whose_member_is_gone(world: Path) -> None:
     shutil.rmtree(world / "adapters" / "greeting")
     assert "the folder of greeting is gone" in faults(world)["compositions"].detail
+
+
+def test_prototype_sets_of_weights_that_changed(world: Path) -> None:
+    with Hub(world / "home") as hub:
+        records = {name: hub.show(name).record for name in ADAPTERS}
+        members = tuple(
+            PrototypeMember(name, record.weights_hash, {"model.layers.0.self_attn.q_proj": np.ones(16, np.float32)})
+            for name, record in records.items()
+        )
+        for _ in range(2):
+            hub.prototypes.save("polite gates", Prototypes("maple", "base", members), records)
+    assert "1 sets, none stale" in examine(world)["prototypes"].detail
+    weights = world / "adapters" / "greeting" / "adapter_model.safetensors"
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with Hub(world / "home") as hub:
+        hub.sync(world / "adapters" / "greeting")
+        hub.index()
+    found = faults(world)["prototypes"]
+    assert found.ok == "warn"
+    assert "1 of 1 sets were made for other weights: polite gates@2:" in found.detail
+    assert "greeting" in found.detail and "farewell" not in found.detail
+    assert found.fix == "hub-router train maple --name 'polite gates' ADAPTER..."
+
+
+def test_trainings_that_were_stopped(world: Path) -> None:
+    assert "no run" in examine(world)["training"].detail
+    folder = world / "home" / "training" / f"{quote('my/gates', safe='')}.run"
+    checkpoint.save(folder, {}, {})
+    found = faults(world)
+    assert set(found) == {"training"}
+    assert "my/gates" in found["training"].detail
+    assert shlex.split(found["training"].fix.partition("rm -r ")[2]) == [str(folder)]
+    checkpoint.remove(folder)
+    assert faults(world) == {}
 
 
 def test_stale_spectra(world: Path) -> None:

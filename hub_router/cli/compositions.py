@@ -63,12 +63,25 @@ def parse_settings(_ctx: click.Context, _parameter: click.Parameter, values: tup
 @click.command()
 @click.argument("name")
 @click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
+@click.option(
+    "--adapters",
+    "more",
+    metavar="ADAPTER",
+    multiple=True,
+    help="The same as an argument; repeatable, or several with commas.",
+)
 @click.option("--query", metavar="TEXT", help="Also take the adapters that search finds for TEXT.")
 @click.option(
     "--limit", type=click.IntRange(min=1), default=10, show_default=True, help="Adapters to take from --query."
 )
 @click.option("--method", default="arrow", show_default=True, help="Routing method, one of: hub-router methods.")
-@click.option("--base-model", metavar="MODEL", help="Hub id or folder. Default: the one that all adapters name.")
+@click.option(
+    "--base",
+    "--base-model",
+    "base_model",
+    metavar="MODEL",
+    help="Hub id or folder. Default: the one that all adapters name.",
+)
 @click.option(
     "--set",
     "hyperparameters",
@@ -83,6 +96,7 @@ def compose(
     call: Call,
     name: str,
     adapters: tuple[str, ...],
+    more: tuple[str, ...],
     query: str | None,
     limit: int,
     method: str,
@@ -95,10 +109,11 @@ def compose(
     ADAPTER is as for show, or LABEL=ADAPTER to give it a name of your own. Everything is checked against the base
     model's architecture; its weights are first loaded by generate.
     """
-    if not adapters and not query:
+    refs = [*adapters, *(ref for each in more for ref in each.split(",") if ref)]
+    if not refs and not query:
         raise click.UsageError("name at least one ADAPTER, or let search find some with --query TEXT")
     with call.hub() as hub:
-        pool = named_pool(hub, adapters)
+        pool = named_pool(hub, refs)
         if query:
             known = {record.id for _, record in pool}
             found = [hit.adapter for hit in hub.search(query, base_model=hub_id(base_model), limit=limit)]

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: bars on a terminal, one line per stage elsewhere."""
+"""Progress of long work on stderr: bars on a terminal; elsewhere a line per stage, and more in a long one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import Lock
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import click
@@ -18,24 +20,38 @@ if TYPE_CHECKING:
 
     from hub_router.progress import Advance
 
+# Between two lines of a stage where there is no terminal; of a long stage, a share of the time that it has taken.
+_SECONDS = 10.0
+_SHARE = 0.1
+
 
 class TerminalProgress:
-    """A :class:`hub_router.progress.Progress` for the command line; tasks may nest and advance from any thread."""
+    """A :class:`hub_router.progress.Progress` for the command line; tasks may nest and advance from any thread.
 
-    def __init__(self) -> None:
+    Where stderr is no terminal, nothing is written with ``--json``, whose reader wants the document alone.
+
+    Args:
+        seconds (float): between two lines of a stage, where there is no terminal.
+    """
+
+    def __init__(self, seconds: float = _SECONDS) -> None:
+        self._seconds = seconds
+        # Asked here, for a context belongs to one thread.
+        self._quiet = _as_json()
         self._lock = Lock()
         self._open = 0
         self._bars: Bars | None = None
 
     @contextmanager
     def task(self, label: str, total: int | None) -> Iterator[Advance]:
-        """A bar while the block runs, or one line at its start; nothing where there is nothing to do."""
+        """A bar while the block runs, or a line at its start and now and then; nothing where there is nothing to do."""
         label = printable(label)
-        if total == 0:
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        if total == 0 or (not terminal and self._quiet):
             yield lambda _n, _note="": None
-        elif not (sys.stderr.isatty() and os.environ.get("TERM") != "dumb"):
+        elif not terminal:
             click.echo(label if total is None else f"{label}: {total}", err=True)
-            yield lambda _n, _note="": None
+            yield _Lines(label, total, self._seconds).advance
         else:
             bars = self._enter()
             task = bars.add_task(label, total=total)
@@ -60,6 +76,54 @@ class TerminalProgress:
             if self._open == 0 and self._bars is not None:
                 self._bars.stop()
                 self._bars = None
+
+
+@dataclass(eq=False)
+class _Lines:
+    """A stage that says now and then how far it is.
+
+    Args:
+        label (str): what is done.
+        total (int | None): steps; None where that is not known.
+        seconds (float): between two lines.
+    """
+
+    label: str
+    total: int | None
+    seconds: float
+    started: float = field(default_factory=monotonic)
+    # What the first call brings without a note may have been done before, by a run that goes on now.
+    before: int | None = None
+    done: int = 0
+    told: float = 0.0
+    lock: Lock = field(default_factory=Lock, repr=False)
+
+    def advance(self, n: int, note: str = "") -> None:
+        """See :data:`hub_router.progress.Advance`."""
+        with self.lock:
+            spent = monotonic() - self.started
+            if self.before is None:
+                self.before = 0 if note else n
+            self.done += n
+            if spent - self.told < max(self.seconds, _SHARE * spent) or self.done == self.total:
+                return
+            self.told = spent
+            parts = [f"{self.label}: {self.done}" + ("" if self.total is None else f"/{self.total}"), note]
+            click.echo(", ".join(printable(part) for part in [*parts, self._left(spent)] if part), err=True)
+
+    def _left(self, spent: float) -> str:
+        """Time left at the pace so far, such as ``1:02:03 left``."""
+        fresh = self.done - (self.before or 0)
+        if self.total is None or fresh <= 0:
+            return ""
+        seconds = round(spent / fresh * (self.total - self.done))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds % 60:02} left"
+
+
+def _as_json() -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.params.get("as_json"))
 
 
 def _bars() -> Bars:

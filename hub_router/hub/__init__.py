@@ -499,6 +499,8 @@ class Hub:
         name: str | None = None,
         base_model: str | None = None,
         data: str | Path | None = None,
+        columns: training.DataColumns | None = None,
+        per_task: int | None = None,
         log: str | Path | None = None,
         device: str | None = None,
         dry_run: bool = False,
@@ -511,12 +513,16 @@ class Hub:
         :func:`hub_router.training.fit`.
 
         Args:
-            method (str): ``phatgoose``, ``maple`` or ``lora-mixer``.
-            adapters (Mapping | Iterable): as for :meth:`define`.
+            method (str): one that is trained, such as ``maple``.
+            adapters (Mapping | Iterable): as for :meth:`define`;
+                :func:`hub_router.hub.trainingpool.collection_pool` gives those of a collection.
             name (str | None): prototype set that gets the next version; default the method's name.
             base_model (str | None): base model; default the one that all adapters name.
-            data (str | Path | None): JSONL of ``input``, ``output`` and ``adapter`` (name in the pool, or reference);
-                default the catalog's samples of the adapters' tasks.
+            data (str | Path | None): JSONL of ``input``, ``output`` and ``adapter`` (name in the pool, or reference),
+                or a dataset: a folder, a file such as CSV or parquet, ``owner/name`` on the Hub; default the catalog's
+                samples of the adapters' tasks.
+            columns (DataColumns | None): of a dataset; default ``input``, ``output``, and ``adapter`` or ``task``.
+            per_task (int | None): at most this many examples of each task, the same choice every time.
             log (str | Path | None): file that gets a JSON line per step.
             device (str | None): as for :meth:`load`.
             dry_run (bool): check everything, but load no weights of the base model, and train nothing.
@@ -528,8 +534,9 @@ class Hub:
             TrainingSummary: the set and its version, steps and losses.
 
         Raises:
-            TrainingError: unusable data (names every bad line), or a setting that there is not; nothing is trained.
-            HubRouterError: the pool does not fit the base model or the method.
+            TrainingError: unusable data (names every bad line), a setting that there is not, a stopped run of other
+                settings, or the same run going on elsewhere; nothing is trained.
+            HubRouterError: the pool does not fit the base model or the method, or a dataset cannot be read.
         """
         return training.train(
             self.store,
@@ -538,7 +545,7 @@ class Hub:
             name or method,
             adapters,
             base_model=base_model,
-            data=data,
+            data=training.TrainingData(data, columns, per_task),
             options=options,
             log=log,
             device=device,
@@ -555,8 +562,12 @@ class Hub:
         *,
         base_model: str | None = None,
         data: str | Path | None = None,
+        columns: training.DataColumns | None = None,
+        per_task: int | None = None,
         log: str | Path | None = None,
         device: str | None = None,
+        dry_run: bool = False,
+        restart: bool = False,
         **options: Any,
     ) -> AdapterSummary:
         """Train one adapter of PEFT on the data of many tasks; the folder can be synced, or loaded by PEFT.
@@ -566,9 +577,13 @@ class Hub:
             out (str | Path): the adapter's folder; must not exist.
             adapters (Mapping | Iterable): whose samples are learned, as for :meth:`define`; may be none, with data.
             base_model (str | None): base model; default the one that all adapters name.
-            data (str | Path | None): JSONL of ``input``, ``output`` and ``task``; default the catalog's samples.
+            data (str | Path | None): as for :meth:`train`; which adapter an example is of need not be said.
+            columns (DataColumns | None): as for :meth:`train`.
+            per_task (int | None): as for :meth:`train`.
             log (str | Path | None): file that gets a JSON line per step.
             device (str | None): as for :meth:`load`.
+            dry_run (bool): check everything, but load no weights of the base model, and train nothing.
+            restart (bool): forget a stopped run into the same folder.
             **options (Any): settings of the training, and of PEFT's ``LoraConfig`` or of ``EworaConfig``.
 
         Returns:
@@ -583,10 +598,12 @@ class Hub:
             out,
             adapters,
             base_model=base_model,
-            data=data,
+            data=training.TrainingData(data, columns, per_task),
             options=options,
             log=log,
             device=device,
+            dry_run=dry_run,
+            restart=restart,
             progress=self.progress,
         )
 

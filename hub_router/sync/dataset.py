@@ -1,4 +1,4 @@
-"""Samples from the columns of a dataset; the only caller of the ``datasets`` library, which is an extra.
+"""Samples from the columns of a dataset, read by the ``datasets`` library, which is an extra.
 
 A dataset of the Hub is read row by row and only the split asked for, so nothing of it is kept on disk. The library runs
 no code of a dataset: it refuses scripts and pickles.
@@ -105,9 +105,9 @@ def _open(columns: Columns, scratch: str) -> tuple[Iterator[Mapping[str, Any]], 
             f"a dataset is read with the datasets library, which is not installed ({error}); "
             "run: pip install 'hub-router[datasets]'"
         ) from error
-    source = _source(columns, scratch)
+    source = source_of(columns, scratch)
     wanted = list(dict.fromkeys(name for name in (columns.input, columns.output) if name is not None))
-    with _translated(columns):
+    with translated(columns):
         dataset = datasets.load_dataset(**source, split=columns.split, streaming=True)
         # Without a schema the first row tells the columns; with one no row is read, for it may hold images to decode.
         held = dataset.column_names or list(next(iter(dataset), {}))
@@ -121,13 +121,23 @@ def _open(columns: Columns, scratch: str) -> tuple[Iterator[Mapping[str, Any]], 
 
 
 def _rows(dataset: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[Mapping[str, Any]]:
-    with _translated(columns):
+    with translated(columns):
         yield from dataset
 
 
 @contextmanager
-def _translated(columns: Columns) -> Iterator[None]:
-    """Turns what the library raises for a dataset that it cannot find, reach or read into one error."""
+def translated(columns: Columns) -> Iterator[None]:
+    """Turn what the library raises for a dataset that it cannot find, reach or read into one error.
+
+    Args:
+        columns (Columns): of the dataset.
+
+    Yields:
+        None: while the library is at work.
+
+    Raises:
+        SamplesError: with what the library said.
+    """
     from datasets.exceptions import DatasetsError
 
     try:
@@ -137,8 +147,19 @@ def _translated(columns: Columns) -> Iterator[None]:
         raise SamplesError(f"{_place(columns)} cannot be read: {said}") from error
 
 
-def _source(columns: Columns, scratch: str) -> dict[str, Any]:
-    """Arguments that tell the library which dataset is meant."""
+def source_of(columns: Columns, scratch: str) -> dict[str, Any]:
+    """Arguments that tell the library which dataset is meant.
+
+    Args:
+        columns (Columns): of the dataset.
+        scratch (str): folder for what the library makes of local files.
+
+    Returns:
+        dict[str, Any]: of ``datasets.load_dataset``.
+
+    Raises:
+        SamplesError: it is neither a folder, a file of a kind that is read, nor an id of the Hub.
+    """
     path = Path(columns.name).expanduser()
     if path.is_dir():
         return {"path": str(path.resolve()), "name": columns.config, "cache_dir": scratch}

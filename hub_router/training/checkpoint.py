@@ -59,6 +59,35 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
     path = folder / _FILE
     if not path.is_file():
         return None
+    found = _read(path)
+    _refuse_other(path, json.loads(found["fingerprint"]), _plain(fingerprint))
+    return {key: value for key, value in found.items() if key != "fingerprint"}
+
+
+def is_left(folder: Path, known: Mapping[str, Any]) -> bool:
+    """Whether a stopped run is there that the one at hand would go on with.
+
+    Args:
+        folder (Path): as given to :func:`save`.
+        known (Mapping[str, Any]): entries of the fingerprint that are known before any weights are loaded.
+
+    Returns:
+        bool: False where there is no checkpoint.
+
+    Raises:
+        TrainingError: as for :func:`load`, as far as the known entries tell.
+    """
+    path = folder / _FILE
+    if not path.is_file():
+        return False
+    theirs = json.loads(_read(path)["fingerprint"])
+    ours = {key: value for key, value in _plain(known).items() if key in theirs}
+    _refuse_other(path, {key: theirs[key] for key in ours}, ours)
+    return True
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that is whole."""
     head, _, payload = path.read_bytes().partition(b"\n")
     form, _, digest = head.rpartition(b" ")
     if form != _FORMAT or hashlib.sha256(payload).hexdigest().encode() != digest:
@@ -66,18 +95,24 @@ def load(folder: Path, fingerprint: Mapping[str, Any]) -> dict[str, Any] | None:
             f"{path} cannot be read as a checkpoint of this release: it is none, or was changed since it was written; "
             "remove it to start anew"
         )
-    found = torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
-    theirs = json.loads(found["fingerprint"])
-    ours = json.loads(json.dumps(fingerprint))
+    return torch.load(io.BytesIO(payload), weights_only=True, map_location="cpu")
+
+
+def _plain(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(fingerprint))
+
+
+def _refuse_other(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuse the checkpoint of a run that depends on other things."""
     differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
     if differing:
         entries = [line for key in differing for line in _differences(key, theirs.get(key), ours.get(key))]
         lines = "\n".join(f"  - {line}" for line in entries)
         raise TrainingError(
-            f"{path} is a checkpoint of another run:\n{lines}\nrun that one to its end, or begin anew: --restart, or "
-            "another folder"
+            f"{path} is a checkpoint of another run:\n{lines}\nit was stopped; run that one to its end, or begin "
+            "anew: --restart, or another folder"
         )
-    return {key: value for key, value in found.items() if key != "fingerprint"}
 
 
 def _differences(key: str, theirs: Any, ours: Any) -> list[str]:

@@ -8,16 +8,23 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hub_router.errors import TrainingError
 from hub_router.records import Sample
 
+if TYPE_CHECKING:
+    from hub_router.training.recipe import Recipe
+
 _LOG = logging.getLogger(__name__)
 # Faulty lines named in one error; the rest are counted.
 _NAMED = 50
+_STRANGER = "is not in the pool"
+_NO_ADAPTER = "no adapter"
+# Methods that are trained on examples of any task: which adapter they name only balances what is drawn.
+_UNLABELLED = frozenset({"lora-mixer", "lorahub", "mixlora", "mole", "xlora"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,8 @@ class Example:
     """One input and the answer that is to be learned.
 
     Args:
-        adapter (str): name in the pool of the adapter that was trained on this task.
+        adapter (str): name in the pool of the adapter that was trained on this task; empty where that is not known,
+            which not every method minds (see :func:`needs_labels`).
         input (str): prompt exactly as the model is to see it.
         output (str): its answer; a space goes in between where neither side brings white space.
     """
@@ -40,7 +48,7 @@ class Encoded:
     """An example in tokens.
 
     Args:
-        adapter (int): position in the pool.
+        adapter (int): position in the pool; -1 where the task is not known.
         prompt (tuple[int, ...]): tokens that are read.
         answer (tuple[int, ...]): tokens that are learned, the end token among them.
     """
@@ -67,12 +75,30 @@ def from_samples(samples: Mapping[str, Iterable[Sample]]) -> list[Example]:
     ]
 
 
-def read_jsonl(path: Path, adapters: Sequence[str] | None) -> list[Example]:
+def needs_labels(recipe: Recipe) -> bool:
+    """Whether a recipe has to know which adapter was trained on an example's task.
+
+    Those that do not, draw from all examples of unknown task as if they were of one.
+
+    Args:
+        recipe (Recipe): of a method.
+
+    Returns:
+        bool: True for those that mask the adapter, or train it on its own task alone.
+    """
+    return getattr(recipe, "mask", "") != "none" and recipe.name not in _UNLABELLED
+
+
+def read_jsonl(
+    path: Path, adapters: Sequence[str] | Mapping[str, str] | None, *, labelled: bool = True
+) -> list[Example]:
     """Read examples, all or none.
 
     Args:
         path (Path): a JSON object per line: ``input``, ``output``, and ``adapter`` or ``task``, a name of the pool.
-        adapters (Sequence[str] | None): names of the pool; None where there is none, and a task may have any name.
+        adapters (Sequence[str] | Mapping[str, str] | None): names of the pool, or what its adapters may be called and
+            their names in the pool; None where there is no pool, and a task may have any name.
+        labelled (bool): whether every line must name an adapter.
 
     Returns:
         list[Example]: in the file's order; blank lines are passed over.
@@ -85,18 +111,16 @@ def read_jsonl(path: Path, adapters: Sequence[str] | None) -> list[Example]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"training data {path} cannot be read: {error}") from error
-    examples, faults = [], []
+    examples, faults = [], {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        found = _example(line, adapters)
+        found = _parsed(line, adapters, labelled)
         if isinstance(found, Example):
             examples.append(found)
         else:
-            faults.append(f"  line {number}: {found}")
-    if faults:
-        more = [f"  and {len(faults) - _NAMED} more"] if len(faults) > _NAMED else []
-        raise TrainingError("\n".join([f"{path}: {len(faults)} lines are no examples:", *faults[:_NAMED], *more]))
+            faults[number] = found
+    refuse_faults(str(path), "line", faults, adapters)
     if not examples:
         raise TrainingError(
             f'{path} holds no examples, expected {{"input": ..., "output": ..., "adapter": ...}} per line'
@@ -104,12 +128,68 @@ def read_jsonl(path: Path, adapters: Sequence[str] | None) -> list[Example]:
     return examples
 
 
-def check_examples(examples: Sequence[Example], adapters: Sequence[str]) -> None:
+def example_of(
+    entry: Mapping[str, Any], adapters: Sequence[str] | Mapping[str, str] | None, *, labelled: bool = True
+) -> Example | str:
+    """An example of ``input``, ``output`` and ``adapter`` or ``task``.
+
+    Args:
+        entry (Mapping[str, Any]): of a line or row.
+        adapters (Sequence[str] | Mapping[str, str] | None): as for :func:`read_jsonl`.
+        labelled (bool): as for :func:`read_jsonl`.
+
+    Returns:
+        Example | str: or what is wrong.
+    """
+    wrong = [key for key in ("input", "output") if not isinstance(entry.get(key), str) or not entry[key].strip()]
+    if wrong:
+        return f"{' and '.join(wrong)} missing, empty or no text"
+    if not _is_unicode(entry["input"] + entry["output"]):
+        return "half a surrogate pair, which is no text"
+    adapter = entry.get("task") if entry.get("adapter") is None else entry["adapter"]
+    if adapters is None:
+        return Example(str(adapter or "task"), entry["input"], entry["output"])
+    if adapter is None:
+        return f"{_NO_ADAPTER} named" if labelled else Example("", entry["input"], entry["output"])
+    if not isinstance(adapter, str) or adapter not in adapters:
+        return f"adapter {adapter!r} {_STRANGER}"
+    name = adapters[adapter] if isinstance(adapters, Mapping) else adapter
+    return Example(name, entry["input"], entry["output"])
+
+
+def refuse_faults(
+    source: str, what: str, faults: Mapping[int, str], adapters: Sequence[str] | Mapping[str, str] | None
+) -> None:
+    """Refuse data with lines that are no examples.
+
+    Args:
+        source (str): file or dataset.
+        what (str): what is numbered: ``line`` or ``row``.
+        faults (Mapping[int, str]): what is wrong, by number.
+        adapters (Sequence[str] | Mapping[str, str] | None): as for :func:`read_jsonl`; named once, if they matter.
+
+    Raises:
+        TrainingError: there are faults; lists them.
+    """
+    if not faults:
+        return
+    lines = [f"  {what} {number}: {fault}" for number, fault in list(faults.items())[:_NAMED]]
+    if len(faults) > _NAMED:
+        lines.append(f"  and {len(faults) - _NAMED} more")
+    if adapters is not None and any(_STRANGER in fault or _NO_ADAPTER in fault for fault in faults.values()):
+        names = list(dict.fromkeys(adapters.values() if isinstance(adapters, Mapping) else adapters))
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        lines.append(f"the pool's adapters: {', '.join(names[:_NAMED])}{more}")
+    raise TrainingError("\n".join([f"{source}: {len(faults)} {what}s are no examples:", *lines]))
+
+
+def check_examples(examples: Sequence[Example], adapters: Sequence[str], *, labelled: bool = True) -> None:
     """Refuse data that says nothing about this pool.
 
     Args:
         examples (Sequence[Example]): the data.
         adapters (Sequence[str]): names of the pool.
+        labelled (bool): whether every example must name an adapter.
 
     Raises:
         TrainingError: there is none, or it names adapters that are not in the pool (lists all of them).
@@ -123,11 +203,11 @@ def check_examples(examples: Sequence[Example], adapters: Sequence[str]) -> None
     broken = [number for number, each in enumerate(examples) if not _is_unicode(each.input + each.output)]
     if broken:
         raise TrainingError(f"examples hold half a surrogate pair, which is no text: {', '.join(map(str, broken))}")
-    strangers = sorted({each.adapter for each in examples} - set(adapters))
+    strangers = sorted({each.adapter for each in examples} - {*adapters, *(() if labelled else ("",))})
     if strangers:
+        named = ", ".join(each or "none at all" for each in strangers)
         raise TrainingError(
-            f"training data names adapters that are not in the pool: {', '.join(strangers)}; its adapters: "
-            f"{', '.join(adapters)}"
+            f"training data names adapters that are not in the pool: {named}; its adapters: {', '.join(adapters)}"
         )
 
 
@@ -188,10 +268,12 @@ def encode(
     Raises:
         TrainingError: an answer has no tokens, or leaves no room for its prompt; counts them and shows the first.
     """
-    place = {name: number for number, name in enumerate(adapters)}
+    place = {"": -1} | {name: number for number, name in enumerate(adapters)}
     answers = [each.output if encoder else _joined(each.input, each.output) for each in examples]
     prompts = tokenizer([each.input for each in examples])["input_ids"]
     learned = tokenizer(answers, add_special_tokens=False)["input_ids"]
+    if not encoder:
+        learned = _continued(examples, answers, prompts, learned, tokenizer)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     encoded, wrong, cut = [], [], 0
     for each, prompt, answer in zip(examples, prompts, learned, strict=True):
@@ -230,7 +312,27 @@ def _joined(prompt: str, answer: str) -> str:
     return answer if not prompt or prompt[-1:].isspace() or answer[:1].isspace() else f" {answer}"
 
 
-def _example(line: str, adapters: Sequence[str] | None) -> Example | str:
+def _continued(
+    examples: Sequence[Example],
+    answers: Sequence[str],
+    prompts: Sequence[list[int]],
+    apart: Sequence[list[int]],
+    tokenizer: Any,
+) -> list[list[int]]:
+    """Tokens of the answers as they follow their prompts.
+
+    Of the whole text, where it begins with the prompt's tokens: some tokenizers put a space of their own before a text,
+    so that an answer on its own would begin with two. Where the whole joins letters of both sides into one token, the
+    answer's own are taken, for it is the prompt's tokens that a model is given when it answers.
+    """
+    wholes = tokenizer([each.input + answer for each, answer in zip(examples, answers, strict=True)])["input_ids"]
+    return [
+        whole[len(prompt) :] if prompt and whole[: len(prompt)] == prompt else alone
+        for prompt, whole, alone in zip(prompts, wholes, apart, strict=True)
+    ]
+
+
+def _parsed(line: str, adapters: Sequence[str] | Mapping[str, str] | None, labelled: bool) -> Example | str:
     """An example, or what is wrong with the line."""
     try:
         entry = json.loads(line)
@@ -238,14 +340,4 @@ def _example(line: str, adapters: Sequence[str] | None) -> Example | str:
         return f"no JSON: {error}"
     if not isinstance(entry, dict):
         return f"a {type(entry).__name__}, expected an object"
-    adapter = entry.get("task") if entry.get("adapter") is None else entry["adapter"]
-    wrong = [key for key in ("input", "output") if not isinstance(entry.get(key), str) or not entry[key].strip()]
-    if wrong:
-        return f"{' and '.join(wrong)} missing, empty or no text"
-    if not _is_unicode(entry["input"] + entry["output"]):
-        return "half a surrogate pair, which is no text"
-    if adapters is None:
-        return Example(str(adapter or "task"), entry["input"], entry["output"])
-    if not isinstance(adapter, str) or adapter not in adapters:
-        return f"adapter {adapter!r} is not in the pool; pool: {', '.join(adapters)}"
-    return Example(adapter, entry["input"], entry["output"])
+    return example_of(entry, adapters, labelled=labelled)

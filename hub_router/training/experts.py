@@ -149,7 +149,7 @@ def fit_experts(
     pool, unreadable = read_pool(experts)
     tasks = list(dict.fromkeys(each.adapter for each in examples))
     names = [each.name for each in pool] if method == HARD else tasks
-    check_examples(examples, names)
+    check_examples(examples, names, labelled=method == HARD)
     learned, held = split(examples, plan.settings.validation, plan.settings.seed)
     longest = getattr(model.config, "max_position_embeddings", None)
     encoded, aside = (

@@ -31,6 +31,7 @@ from hub_router.training.data import (
     data_hash,
     encode,
     from_samples,
+    needs_labels,
     read_jsonl,
     split,
 )
@@ -80,7 +81,8 @@ def fit(
         routed (RoutedModel): composed with a method that is trained (``phatgoose``, ``maple``, ``lora-mixer``,
             ``lorahub``, ``mole``); its gates are the trained ones afterwards.
         data (str | Path | Sequence[Example] | Mapping): a JSONL file with ``input``, ``output`` and ``adapter`` per
-            line, examples, or samples by adapter.
+            line, examples, or samples by adapter. Where the method does not ask whose task an example is of, the
+            adapter may be missing.
         settings (TrainingSettings | None): None takes the paper's.
         checkpoint (str | Path | None): folder for checkpoints, from which a stopped run goes on; removed at the end.
         keep_checkpoint (bool): leave the last one there, for a caller that has to store the result first.
@@ -105,7 +107,7 @@ def fit(
     if settings is not None and not isinstance(settings, TrainingSettings):
         raise TrainingError(f"settings is {settings!r}, expected TrainingSettings(...)")
     settings = recipe.settings if settings is None else settings
-    examples = _examples(data, routed.adapters)
+    examples = _examples(data, routed.adapters, needs_labels(recipe))
     learned, held = split(examples, settings.validation, settings.seed)
     longest = getattr(model.config, "max_position_embeddings", None)
     encoded, held_out = (
@@ -189,13 +191,13 @@ def _check_places(checkpoint: Path | None, log: Path | None) -> None:
 
 
 def _examples(
-    data: str | Path | Sequence[Example] | Mapping[str, Sequence[Sample]], adapters: Sequence[str]
+    data: str | Path | Sequence[Example] | Mapping[str, Sequence[Sample]], adapters: Sequence[str], labelled: bool
 ) -> list[Example]:
     if isinstance(data, str | Path):
-        examples = read_jsonl(Path(data), adapters)
+        examples = read_jsonl(Path(data), adapters, labelled=labelled)
     else:
         examples = from_samples(data) if isinstance(data, Mapping) else list(data)
-    check_examples(examples, adapters)
+    check_examples(examples, adapters, labelled=labelled)
     return examples
 
 

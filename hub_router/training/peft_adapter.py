@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import peft
 import torch
+from accelerate import PartialState
 
 from hub_router.composition.base_model import base_name
 from hub_router.composition.text import has_encoder, pad_token
@@ -218,7 +219,7 @@ def with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name when the block has filled it, or not at all.
+    """A folder that appears under its name when the block has filled it, or not at all; one for all processes.
 
     Args:
         folder (Path): its name; must not exist.
@@ -226,12 +227,15 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     Yields:
         Path: the folder to fill.
     """
+    ranks = PartialState()
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield draft
-        draft.chmod(0o755)
-        draft.rename(folder)
+        if ranks.is_main_process:
+            draft.chmod(0o755)
+            draft.rename(folder)
+        ranks.wait_for_everyone()
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -28,6 +28,8 @@ from hub_router.training.settings import TrainingSettings
 
 # What the optimizer is told of weights whose loss is no number, in nats; far above any loss that is one.
 _WORST = 1e4
+# Of the loop's settings those that mean something here.
+SEARCH_SETTINGS = ("steps", "batch_size", "precision", "validation", "seed")
 
 
 @dataclass(eq=False)

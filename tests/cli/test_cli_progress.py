@@ -7,11 +7,15 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import click
 import pytest
+from click.testing import CliRunner
 
-from hub_router.cli.progress import TerminalProgress
+from hub_router.cli.options import Call, common_options
+from hub_router.cli.progress import TerminalProgress, _Lines
 
 PROBE = """
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +39,52 @@ def test_one_line_per_stage_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> Non
     with progress.task("evil\x1b[2J", 1):
         pass
     assert capsys.readouterr() == ("", "downloading: 12\nlisting\nevil\\x1b[2J: 1\n")
+
+
+def test_a_long_stage_says_in_a_pipe_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with TerminalProgress(seconds=0.05).task("training maple", 100) as advance:
+        advance(40)  # what a stopped run had done
+        for number in range(30):
+            time.sleep(0.01)
+            advance(1, f"loss 0.{number + 100}, entropy 1.20")
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first == "training maple: 100"
+    found = [
+        re.fullmatch(r"training maple: (\d+)/100, loss 0\.(\d+), entropy 1\.20, 0:0\d left", line) for line in lines
+    ]
+    assert all(found) and 2 <= len(found) <= 7
+    steps = [int(each[1]) for each in found if each]
+    assert steps == sorted(steps)
+    assert all(int(each[1]) == 41 + int(each[2]) - 100 for each in found if each)
+
+
+def test_lines_of_a_long_stage_become_rarer(capsys: pytest.CaptureFixture[str]) -> None:
+    with TerminalProgress(seconds=0.0).task("listing", None) as advance:
+        started = time.monotonic()
+        while time.monotonic() - started < 0.5:
+            advance(1)
+    _, *lines = capsys.readouterr().err.splitlines()
+    # A tenth of the time at most between two of them: some 80 from 0.1 ms to 0.5 s, of many thousand steps.
+    assert 5 < len(lines) < 120
+    assert all(re.fullmatch(r"listing: \d+", line) for line in lines)
+
+
+def test_what_is_left_is_said_in_hours(capsys: pytest.CaptureFixture[str]) -> None:
+    _Lines("training", 300, 10.0, started=time.monotonic() - 4000, before=0).advance(100, "loss 1")
+    assert capsys.readouterr().err.splitlines() == ["training: 100/300, loss 1, 2:13:20 left"]
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_with_json_a_pipe_gets_nothing(as_json: bool) -> None:
+    @click.command()
+    @common_options
+    def work(call: Call) -> None:
+        with TerminalProgress(seconds=0.0).task("stage", 2) as advance:
+            advance(1)
+
+    done = CliRunner().invoke(work, ["--json"] if as_json else [])
+    assert done.exit_code == 0
+    assert bool(done.stderr) is not as_json
 
 
 def test_an_error_inside_a_stage_passes_and_closes_it(capsys: pytest.CaptureFixture[str]) -> None:

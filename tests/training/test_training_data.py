@@ -12,9 +12,14 @@ import pytest
 import torch
 from compose_models import llama, make_tokenizer
 from compose_zoo import ARCHITECTURES
+from tokenizers import Tokenizer, models, normalizers, processors
+from training_models import same_vectors, train
+from transformers import PreTrainedTokenizerFast
 
+from hub_router.composition.build import compose
 from hub_router.errors import TrainingError
 from hub_router.records import Sample
+from hub_router.training import TrainingSettings, fit
 from hub_router.training.batches import collate, draw
 from hub_router.training.data import (
     Encoded,
@@ -23,9 +28,11 @@ from hub_router.training.data import (
     data_hash,
     encode,
     from_samples,
+    needs_labels,
     read_jsonl,
     split,
 )
+from hub_router.training.registry import create_recipe
 
 POOL = ("red", "green", "blue")
 CPU = torch.device("cpu")
@@ -77,9 +84,12 @@ BAD: dict[str, tuple[str, str]] = {
     "neither": (line(input=None, output=5), "input and output missing, empty or no text"),
     "no adapter": (
         json.dumps({"input": "a", "output": "b"}),
-        "adapter None is not in the pool; pool: red, green, blue",
+        "no adapter named\nthe pool's adapters: red, green, blue",
     ),
-    "a stranger": (line(adapter="yellow"), "adapter 'yellow' is not in the pool"),
+    "a stranger": (
+        line(adapter="yellow"),
+        "adapter 'yellow' is not in the pool\nthe pool's adapters: red, green, blue",
+    ),
     "adapter no text": (line(adapter=["red"]), "adapter ['red'] is not in the pool"),
     "deep": ("[" * 100_000, "no JSON"),
     "a huge number": ('{"input": ' + "9" * 5000 + "}", "no JSON"),
@@ -105,9 +115,10 @@ def test_every_bad_line_is_named_with_its_number(tmp_path: Path) -> None:
         read_jsonl(write(tmp_path / "data.jsonl", *lines), POOL)
     message = str(raised.value)
     assert f"{len(kinds)} lines are no examples" in message
-    assert [text.split(":")[0] for text in message.splitlines()[1:]] == [
-        f"  line {2 * n + 2}" for n in range(len(kinds))
-    ]
+    *lines, pool = message.splitlines()[1:]
+    assert [text.split(":")[0] for text in lines] == [f"  line {2 * n + 2}" for n in range(len(kinds))]
+    assert pool == "the pool's adapters: red, green, blue"
+    assert message.count("red, green, blue") == 1
 
 
 def test_of_very_many_bad_lines_the_rest_is_counted(tmp_path: Path) -> None:
@@ -185,6 +196,111 @@ def test_prompt_and_answer_are_joined_by_one_space(prompt: str, answer: str, rea
     assert got.adapter == 1
     assert texts(tokenizer, got) == (read, learned)
     assert got.answer[-1] == tokenizer.eos_token_id
+
+
+def spaced_tokenizer(**special: str) -> PreTrainedTokenizerFast:
+    """As sentencepiece has it: a text begins with a space of the tokenizer's own, words with the one before them."""
+    words = ["Q:", "\u2581Q:", "yes", "\u2581yes", "\u2581", "no", "\u2581no", "\u2581nono"]
+    vocabulary = ["<pad>", "<s>", "</s>", "<unk>", *words, *"\u2581Qyesno:"]
+    tokenizer = Tokenizer(
+        models.Unigram([(word, -1.0 - (len(word) < 2) * 9) for word in dict.fromkeys(vocabulary)], unk_id=3)
+    )
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>", **special
+    )
+
+
+def test_an_answer_is_tokenized_as_it_follows_its_prompt() -> None:
+    tokenizer = spaced_tokenizer()
+    alone = tokenizer.tokenize(" yes", add_special_tokens=False)
+    assert alone == ["\u2581", "\u2581yes"]
+    (got,) = encode([Example("red", "Q:", "yes")], POOL, tokenizer, None, encoder=False)
+    assert tokenizer.convert_ids_to_tokens(list(got.prompt)) == ["<s>", "\u2581Q:"]
+    assert tokenizer.convert_ids_to_tokens(list(got.answer)) == ["\u2581yes", "</s>"]
+    whole = tokenizer("Q: yes")["input_ids"]
+    assert [*got.prompt, *got.answer] == [*whole, tokenizer.eos_token_id]
+
+
+def test_where_the_whole_joins_both_sides_the_prompt_keeps_its_tokens() -> None:
+    tokenizer = spaced_tokenizer()
+    prompt, answer = "Q: ", "no"
+    assert tokenizer.tokenize(prompt + answer) == ["\u2581Q:", "\u2581no"]
+    (got,) = encode([Example("red", prompt, answer)], POOL, tokenizer, None, encoder=False)
+    assert list(got.prompt) == tokenizer(prompt)["input_ids"]
+    alone = tokenizer(answer, add_special_tokens=False)["input_ids"]
+    assert list(got.answer) == [*alone, tokenizer.eos_token_id]
+
+
+def test_an_answer_of_an_encoder_is_not_joined() -> None:
+    tokenizer = spaced_tokenizer()
+    (got,) = encode([Example("red", "Q:", "yes")], POOL, tokenizer, None, encoder=True)
+    assert tokenizer.convert_ids_to_tokens(list(got.answer)) == ["\u2581yes", "</s>"]
+
+
+def test_lines_without_an_adapter_where_none_is_needed(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", json.dumps({"input": "a", "output": "b"}), line(adapter="blue"))
+    found = read_jsonl(path, POOL, labelled=False)
+    assert found == [Example("", "a", "b"), Example("blue", "a", "b")]
+    check_examples(found, POOL, labelled=False)
+    with pytest.raises(TrainingError, match="not in the pool: none at all;"):
+        check_examples(found, POOL)
+    got = encode(found, POOL, make_tokenizer(), None, encoder=False)
+    assert [each.adapter for each in got] == [-1, 2]
+    with pytest.raises(TrainingError, match="'yellow' is not in the pool"):
+        read_jsonl(write(path, line(adapter="yellow")), POOL, labelled=False)
+
+
+def test_adapters_may_have_several_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.jsonl", line(adapter="owner/red"), line(adapter="red"))
+    assert [each.adapter for each in read_jsonl(path, {"owner/red": "red", "red": "red"})] == ["red", "red"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "needs"),
+    [
+        ("phatgoose", {}, True),
+        ("maple", {}, True),
+        ("maple", {"mask": "before"}, True),
+        ("maple", {"mask": "none"}, False),
+        ("lora-mixer", {}, False),
+        ("mole", {}, False),
+        ("lorahub", {}, False),
+    ],
+)
+def test_which_recipes_need_labels(method: str, options: dict[str, Any], needs: bool) -> None:
+    assert needs_labels(create_recipe(method, options)) is needs
+
+
+@pytest.mark.parametrize("method", ["lora-mixer", "mole", "maple"])
+def test_examples_without_an_adapter_are_learned(
+    pool: dict[str, Path], tokenizer: Any, examples: list[Example], method: str
+) -> None:
+    """All of one task, whichever it is: as if they named an adapter where that only balances what is drawn."""
+    options = {"mask": "none"} if method == "maple" else {}
+    settings = TrainingSettings(steps=3, batch_size=4, learning_rate=0.01)
+    alike = []
+    for adapter in ("", "attention"):
+        same = [Example(adapter, each.input, each.output) for each in examples]
+        routed, result = train(pool, tokenizer, same, method, settings, **options)
+        alike.append((routed.vectors, result.loss))
+    assert same_vectors(alike[0][0], alike[1][0])
+    assert alike[0][1] == alike[1][1]
+
+
+def test_weights_are_searched_for_on_examples_without_an_adapter(
+    pool: dict[str, Path], tokenizer: Any, examples: list[Example]
+) -> None:
+    equal_ranks = dict.fromkeys(("attention", "again"), pool["attention"])
+    found = []
+    for adapter in ("", "attention"):
+        same = [Example(adapter, each.input, each.output) for each in examples]
+        routed = compose(llama(), equal_ranks, "lorahub", tokenizer=tokenizer)
+        found.append(fit(routed, same, settings=TrainingSettings(steps=4), shots=3).prototypes)
+    assert same_vectors(*({each.name: each.vectors for each in one.members} for one in found))
 
 
 def test_an_encoders_answer_is_a_text_of_its_own() -> None:

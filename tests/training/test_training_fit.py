@@ -6,6 +6,7 @@ import json
 import math
 import random
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -345,3 +346,14 @@ def test_fit_says_nothing_on_its_own(pool: Any, tokenizer: Any, examples: Any) -
         for method in DECODER_METHODS:
             settings = TrainingSettings(steps=1, batch_size=4, checkpointing=method == "maple")
             train(pool, tokenizer, examples, method, settings)
+
+
+def test_examples_without_an_adapter(pool: dict[str, Path], examples: list[Example], tokenizer: Any) -> None:
+    """Where nothing asks whose task an example is of, they are drawn as those of one more task."""
+    unnamed = [replace(each, adapter="") for each in examples]
+    routed, result = train(pool, tokenizer, unnamed, "lora-mixer")
+    assert any(vector.any() for own in routed.vectors.values() for vector in own.values())
+    assert result.steps == SHORT.steps
+    with pytest.raises(TrainingError, match="not in the pool: none at all"):
+        train(pool, tokenizer, unnamed, "maple")
+    train(pool, tokenizer, unnamed, "maple", mask="none")
