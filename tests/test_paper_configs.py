@@ -35,10 +35,11 @@ EXPECTED = {
     "lora-mixer-mistral-7b": (27, 2, 1),
     "phatgoose-flan-t5-large": (196, 588, 196 * 100),
     "lorahub-flan-t5-large": (20, 5, 40),
-    "ewora-mistral-7b-math": (None, 30, 8),
-    "ewora-mistral-7b-code": (None, 30, 8),
-    "shared-mistral-7b-math": (None, 30, 8),
-    "shared-mistral-7b-code": (None, 30, 8),
+    "ewora-mistral-7b-math": (0, 30, 8),
+    "ewora-mistral-7b-code": (0, 30, 8),
+    "shared-mistral-7b-math": (0, 30, 8),
+    "shared-mistral-7b-code": (0, 30, 8),
+    "mixlora-mistral-7b-math": (8, 30, 4),
 }
 EVALUATED = {"arrow-phi-3": 10, "hilora-flan-t5-large": 196, "hilora-llama-2-7b": 10, "spectr-llama-3-8b": 28}
 TASKS = ("add", "compare", "sort")

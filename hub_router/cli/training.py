@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Methods that train an adapter of PEFT, not gates.
-_ADAPTERS = ("shared", "ewora")
+# What trains adapters of PEFT, not gates, and what trains them as well, where a folder is named.
+_ADAPTERS, _BOTH = ("shared", "ewora", "experts"), ("lora-mixer", "mixlora")
+_GATES = "gates.safetensors"
 # What the columns of a dataset are called in Python.
 _FIELDS = dict(zip(COLUMNS, ("input", "output", "adapter", "config", "split"), strict=True))
 
@@ -118,7 +119,8 @@ def _data_options(function: Function) -> Function:
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the adapter that METHOD shared or ewora trains; must not exist.",
+    help="Folder of the adapter that METHOD shared or ewora trains, or of several: experts, and with their gates "
+    "lora-mixer or mixlora; must not exist.",
 )
 @click.option("--restart", is_flag=True, help="Begin anew where a stopped run of the same name would go on.")
 @click.option("--dry-run", is_flag=True, help="Check everything but the base model's weights; train nothing.")
@@ -128,9 +130,11 @@ def train(call: Call, method: str, settings: bool, config: Path | None, **given:
     """Train the gates of a method over a pool; they become a prototype set.
 
     METHOD is phatgoose, maple, lora-mixer, lorahub, mole, xlora or mixlora. Base model and adapters stay as they are.
-    The gates become the next version of the set, for compose --set prototypes=SET. METHOD may also be shared or ewora,
-    an adapter of PEFT for all tasks together. ADAPTER is as for show, or LABEL=ADAPTER. A run that was stopped goes on
-    when the same command is given again.
+    The gates become the next version of the set, for compose --set prototypes=SET. ADAPTER is as for show, or
+    LABEL=ADAPTER. A run that was stopped goes on when the same command is given again.
+
+    With --out DIR adapters are trained: by METHOD shared or ewora one of PEFT for all tasks together, by experts one
+    for each task, in one run, and by lora-mixer or mixlora several along with their gates.
 
     What --set takes, and the defaults: hub-router train METHOD --settings
     """
@@ -154,10 +158,11 @@ def train(call: Call, method: str, settings: bool, config: Path | None, **given:
 
 
 def _check_usage(method: str, given: Mapping[str, Any]) -> None:
-    adapter = method in _ADAPTERS
-    if adapter != (given["out"] is not None) or (adapter and given["name"]):
+    adapter = given["out"] is not None
+    if (adapter and (given["name"] or method not in (*_ADAPTERS, *_BOTH))) or (method in _ADAPTERS and not adapter):
         raise click.UsageError(
-            f"{' and '.join(_ADAPTERS)} train an adapter into --out DIR, other methods a set, --name"
+            f"{', '.join(_ADAPTERS)}, and where they are to train adapters as well {' and '.join(_BOTH)}, write into "
+            "--out DIR; other methods make a set, --name"
         )
     if not (given["more"] or any(given[each] for each in POOL)) and not (
         adapter and given["base_model"] and given["data"]
@@ -201,9 +206,18 @@ def _tell_adapter(call: Call, made: AdapterSummary, given: Mapping[str, Any]) ->
     if given["dry_run"]:
         call.out.text(f"Would train {made.kind} into {made.out}: {made.steps} steps on {made.examples} examples.")
         return
+    several = f" ({len(made.adapters)} adapters)" if made.adapters else ""
     call.out.text(
-        f"Wrote {made.out}: {made.kind}, {made.steps} steps on {made.examples} examples, loss {made.loss:.3f}."
+        f"Wrote {made.out}: {made.kind}{several}, {made.steps} steps on {made.examples} examples, loss {made.loss:.3f}."
     )
+    if made.adapters:
+        folders = " ".join(shlex.quote(str(made.out / name)) for name in made.adapters)
+        gated = f" --method {made.kind} --set {shlex.quote(f'prototypes={made.out / _GATES}')}"
+        call.out.remark(f"Next: hub-router sync {folders}")
+        call.out.remark(
+            f"Then: hub-router compose NAME {' '.join(map(shlex.quote, made.adapters))}"
+            + (gated if made.kind in _BOTH else "")
+        )
 
 
 def _tell_set(call: Call, made: TrainingSummary, given: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from hub_router.composition.caches import caches_in, holds_tokens, length_of, mark, recall
+from hub_router.composition.maps import LinearMap, linear_map
 from hub_router.composition.plan import with_gradients
 from hub_router.composition.text import has_encoder
 from hub_router.errors import MethodError, RoutedStateError
@@ -125,6 +126,23 @@ def check_outer(model: nn.Module, router: Router, bank: AdapterBank) -> None:
             f"method {router.name!r} gives each adapter a whole feed-forward block, one map of which all of them must "
             f"adapt; there is no such map in: {', '.join(split)}; leave adapters out"
         )
+
+
+def feed_forward_maps(model: nn.Module) -> list[str]:
+    """The linear maps of a model's feed-forward blocks.
+
+    Args:
+        model (nn.Module): the base model, or one without weights.
+
+    Returns:
+        list[str]: their paths.
+    """
+    found = {name: linear_map(module) for name, module in model.named_modules() if name}
+    return [
+        name
+        for name, each in found.items()
+        if isinstance(each, LinearMap) and not each.lookup and _feed_forward(model, name) is not None
+    ]
 
 
 def install_outer(model: nn.Module, updates: Sequence[Routed]) -> None:

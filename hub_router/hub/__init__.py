@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 from hub_router.errors import HubRouterError, NotInCatalogError
 from hub_router.hub import checking, composing, conversion, reporting, training
 from hub_router.hub.bases import Bases
+from hub_router.hub.expertstraining import train_experts
 from hub_router.hub.indexing import index_spectra
 from hub_router.hub.prototypes import PrototypeSets
 from hub_router.hub.samples import Samples
 from hub_router.hub.training import AdapterSummary, TrainingSummary
+from hub_router.hub.trainingoptions import EXPERTS, JOINT_METHODS
 from hub_router.progress import SILENT, Progress
 from hub_router.records import (
     SEARCH_BY,
@@ -570,12 +572,15 @@ class Hub:
         restart: bool = False,
         **options: Any,
     ) -> AdapterSummary:
-        """Train one adapter of PEFT on the data of many tasks; the folder can be synced, or loaded by PEFT.
+        """Train adapters of PEFT on the data of many tasks; their folders can be synced, or loaded by PEFT.
 
         Args:
-            kind (str): ``shared``, a plain LoRA, or ``ewora``.
-            out (str | Path): the adapter's folder; must not exist.
-            adapters (Mapping | Iterable): whose samples are learned, as for :meth:`define`; may be none, with data.
+            kind (str): one adapter: ``shared``, a plain LoRA, or ``ewora``. Or several together: ``experts``, each on
+                the examples of its name; ``lora-mixer`` or ``mixlora``, along with the method's gates.
+            out (str | Path): the adapter's folder, or that of the adapters' folders and of ``gates.safetensors``; must
+                not exist.
+            adapters (Mapping | Iterable): whose samples are learned, as for :meth:`define`; several are trained on from
+                where these are. There may be none, with data.
             base_model (str | None): base model; default the one that all adapters name.
             data (str | Path | None): as for :meth:`train`; which adapter an example is of need not be said.
             columns (DataColumns | None): as for :meth:`train`.
@@ -584,7 +589,8 @@ class Hub:
             device (str | None): as for :meth:`load`.
             dry_run (bool): check everything, but load no weights of the base model, and train nothing.
             restart (bool): forget a stopped run into the same folder.
-            **options (Any): settings of the training, and of PEFT's ``LoraConfig`` or of ``EworaConfig``.
+            **options (Any): settings of the training, and of PEFT's ``LoraConfig`` or of ``EworaConfig``; of several
+                also those of the method and its training, ``preserve``, and of ``mixlora`` the number of ``experts``.
 
         Returns:
             AdapterSummary: the folder, steps and losses.
@@ -592,7 +598,8 @@ class Hub:
         Raises:
             TrainingError: unusable data, or a setting that there is not; nothing is trained.
         """
-        return training.train_adapter(
+        several = kind in (EXPERTS, *JOINT_METHODS)
+        return (train_experts if several else training.train_adapter)(
             self.store,
             kind,
             out,

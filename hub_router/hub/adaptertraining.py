@@ -25,16 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AdapterSummary:
-    """What ``train shared`` and ``train ewora`` made.
+    """What ``train`` made into a folder.
 
     Args:
-        out (Path): folder of the adapter.
-        kind (str): ``shared`` or ``ewora``.
+        out (Path): folder of the adapter; of several trained together, the folder of their folders.
+        kind (str): ``shared``, ``ewora``, ``experts``, ``lora-mixer`` or ``mixlora``.
         examples (int): that were learned from, or set aside.
         steps (int): of the optimizer.
         loss (float | None): over the last tenth of the steps, nats per answer token; None where nothing was trained.
         validation (float | None): on the examples that were set aside.
         notes (tuple[str, ...]): what to know of the run, a line each.
+        adapters (tuple[str, ...]): names of those trained together; each has a folder of its name.
     """
 
     out: Path
@@ -44,6 +45,7 @@ class AdapterSummary:
     loss: float | None
     validation: float | None
     notes: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
 
 
 def train_adapter(
@@ -61,28 +63,17 @@ def train_adapter(
     restart: bool,
     progress: Progress,
 ) -> AdapterSummary:
-    """See :meth:`hub_router.hub.Hub.train_adapter`."""
+    """See :meth:`hub_router.hub.Hub.train_adapter`; one adapter."""
     from hub_router.training.checkpoint import remove
     from hub_router.training.lock import held
     from hub_router.training.peft_adapter import fit_adapter
 
     settings, config = adapter_options(kind, options)
-    members: Mapping[str, AdapterRecord] = {}
-    samples: dict[str, list[Sample]] = {}
-    if adapters:
-        with store.read() as session:
-            members = selection.select(session, adapters)
-            samples = samples_of(session, members)
-    if not members and (data.source is None or base_model is None):
-        raise TrainingError(
-            f"training {kind} without adapters of the catalog needs a base model and data (--data FILE)"
-        )
-    examples, notes = read_examples(data, samples, members or None, labelled=False, progress=progress)
+    _, base, examples, notes = read_tasks(store, kind, adapters, base_model, data, labelled=False, progress=progress)
     folder = Path(out).expanduser().absolute()
-    base = base_model or selection.common_base(members)
-    checkpoint = folder.with_name(f".{folder.name}.training")
+    checkpoint = checkpoint_of(folder)
     if dry_run:
-        steps, more = _checked(base, config, settings, examples, folder, None if restart else checkpoint)
+        steps, more = checked_run(base, config, settings, examples, folder, None if restart else checkpoint)
         return AdapterSummary(folder, kind, len(examples), steps, None, None, (*notes, *more))
     with held(checkpoint):
         if restart:
@@ -102,7 +93,60 @@ def train_adapter(
     return AdapterSummary(folder, kind, len(examples), outcome.steps, outcome.loss, outcome.validation, notes)
 
 
-def _checked(
+def read_tasks(
+    store: Store,
+    kind: str,
+    adapters: Mapping[str, AdapterRef] | Iterable[AdapterRef],
+    base_model: str | None,
+    data: TrainingData,
+    *,
+    labelled: bool,
+    progress: Progress,
+) -> tuple[Mapping[str, AdapterRecord], str, list[Example], tuple[str, ...]]:
+    """The data of a run that needs no adapters of the catalog, and its base model.
+
+    Args:
+        store (Store): catalog.
+        kind (str): what is trained, for the message.
+        adapters (Mapping | Iterable): whose samples are learned; may be none.
+        base_model (str | None): base model; None takes the one that all adapters name.
+        data (TrainingData): where it is.
+        labelled (bool): whether every example must name one of the adapters, where there are any.
+        progress (Progress): counts rows of a dataset.
+
+    Returns:
+        tuple: the adapters by name, the base model, the examples, and what to know of them.
+
+    Raises:
+        TrainingError: there are no adapters, and no data or no base model; or unusable data.
+    """
+    members: Mapping[str, AdapterRecord] = {}
+    samples: dict[str, list[Sample]] = {}
+    if adapters:
+        with store.read() as session:
+            members = selection.select(session, adapters)
+            samples = samples_of(session, members)
+    if not members and (data.source is None or base_model is None):
+        raise TrainingError(
+            f"training {kind} without adapters of the catalog needs a base model and data (--data FILE)"
+        )
+    examples, notes = read_examples(data, samples, members or None, labelled=labelled, progress=progress)
+    return members, base_model or selection.common_base(members), examples, notes
+
+
+def checkpoint_of(out: Path) -> Path:
+    """Folder for the checkpoints of a run into a folder.
+
+    Args:
+        out (Path): absolute.
+
+    Returns:
+        Path: beside it.
+    """
+    return out.with_name(f".{out.name}.training")
+
+
+def checked_run(
     base: str,
     config: Any,
     settings: TrainingSettings,
@@ -110,7 +154,22 @@ def _checked(
     folder: Path,
     checkpoint: Path | None,
 ) -> tuple[int, tuple[str, ...]]:
-    """Steps of a run, after all checks that take no weights, and a note where it would go on from a stopped one."""
+    """Check all of a run that takes no weights.
+
+    Args:
+        base (str): base model.
+        config (PeftConfig | None): of a new adapter; None where adapters were checked already.
+        settings (TrainingSettings): of the loop.
+        examples (Sequence[Example]): the data.
+        folder (Path): that is to be written.
+        checkpoint (Path | None): of a stopped run that would go on.
+
+    Returns:
+        tuple[int, tuple[str, ...]]: steps of the run, and a note where it would go on from a stopped one.
+
+    Raises:
+        TrainingError: the folder exists, PEFT refuses the config, or data that cannot be tokenized.
+    """
     import peft
 
     from hub_router.composition.architecture import empty_model
@@ -125,7 +184,8 @@ def _checked(
     tasks = list(dict.fromkeys(each.adapter for each in examples))
     encoded_examples(base, model, examples, tasks)
     try:
-        peft.get_peft_model(model, config)
+        if config is not None:
+            peft.get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise TrainingError(f"PEFT cannot put the adapter on {base}: {error}") from error
     learned, _ = split(examples, settings.validation, settings.seed)

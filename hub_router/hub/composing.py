@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,18 +97,22 @@ def checked_pool(
     from hub_router.composition.architecture import empty_model
     from hub_router.composition.assemble import prepare, stack
     from hub_router.composition.needs import check_needs
+    from hub_router.composition.outer import check_outer, widths_of
     from hub_router.composition.pool import check_pool, read_pool
     from hub_router.composition.trained import set_of, with_set_file
 
     pool, unreadable = read_pool({label: record.path for label, record in members.items()})
-    plan = check_pool(empty_model(base), base, pool, unreadable, router.members([adapter.name for adapter in pool]))
+    model = empty_model(base)
+    plan = check_pool(model, base, pool, unreadable, router.members([adapter.name for adapter in pool]))
     for note in plan.notes:
         _LOG.warning("%s", note)
     bank = stack(pool)
     check_needs(router, bank, features)
+    check_outer(model, router, bank)
     if set_of(router):
         # Only here does it show whether the set has vectors for all of these adapters.
-        prepare(router, bank, with_set_file(features, router, pool))
+        widths = widths_of(model, router, bank.modules)
+        prepare(router, bank, replace(with_set_file(features, router, pool), widths=widths))
     return pool
 
 

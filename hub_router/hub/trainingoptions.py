@@ -13,8 +13,11 @@ from hub_router.errors import TrainingError
 if TYPE_CHECKING:
     from hub_router.training.settings import TrainingSettings
 
-# Methods that train an adapter of PEFT, not gates.
+# What trains an adapter of PEFT, not gates; and several of them, each on the examples of its name.
 ADAPTER_KINDS = ("shared", "ewora")
+EXPERTS = HARD = "experts"
+# Methods whose adapters can be trained along with their gates.
+JOINT_METHODS = ("lora-mixer", "mixlora")
 _ARGUMENT = re.compile(r"^    (\w+) \(.*?\): (.+)$")
 _FURTHER = " " * 8
 # Of a config of PEFT: what only says what the config is, or is set by who loads it.
@@ -125,12 +128,27 @@ def adapter_options(kind: str, options: Mapping[str, Any]) -> tuple[TrainingSett
 
     loop = {each.name for each in fields(TrainingSettings)}
     settings = with_given(SETTINGS, {key: value for key, value in options.items() if key in loop})
-    own = {key: value for key, value in options.items() if key not in loop}
+    return settings, adapter_config(kind, {key: value for key, value in options.items() if key not in loop})
+
+
+def adapter_config(kind: str, own: Mapping[str, Any]) -> Any:
+    """PEFT's config of an adapter that is trained, on all linear maps unless said otherwise.
+
+    Args:
+        kind (str): one of ``ADAPTER_KINDS``, or ``experts``.
+        own (Mapping[str, Any]): settings of the config.
+
+    Returns:
+        PeftConfig: checked.
+
+    Raises:
+        TrainingError: another kind, settings that there are not, or invalid values.
+    """
     make = _config_class(kind)
     if "peft_type" in own or not isinstance(own.get("r", 8), int):
         raise TrainingError(f"training {kind} takes an integer r, and no peft_type; got {own}")
     try:
-        return settings, make(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **own})
+        return make(**{"target_modules": "all-linear", "task_type": "CAUSAL_LM", **own})
     except (TypeError, ValueError) as error:
         raise TrainingError(f"{make.__name__} cannot be made of {own}: {error}") from error
 
@@ -139,7 +157,7 @@ def training_settings(method: str) -> list[SettingInfo]:
     """Every setting of a method's training, with the default that it has there.
 
     Args:
-        method (str): that is trained, or one of ``ADAPTER_KINDS``.
+        method (str): that is trained, one of ``ADAPTER_KINDS``, or ``experts``.
 
     Returns:
         list[SettingInfo]: of the loop, of the method's training, of the method.
@@ -150,12 +168,14 @@ def training_settings(method: str) -> list[SettingInfo]:
     from hub_router.training.peft_adapter import SETTINGS
     from hub_router.training.registry import RECIPES
 
-    if method in ADAPTER_KINDS:
+    if method in (*ADAPTER_KINDS, EXPERTS):
+        from hub_router.training.experts import SETTINGS as OF_EXPERTS
+
         make = _config_class(method)
         own = [each for each in _of_class(make, make.__name__) if each.name not in _PRIVATE]
         set_here = {"target_modules": "all-linear"}
         return [
-            *_of_loop(SETTINGS, _loop_settings(method)),
+            *_of_loop(OF_EXPERTS if method == EXPERTS else SETTINGS, _loop_settings(method)),
             *(replace(each, default=set_here.get(each.name, each.default)) for each in own),
         ]
     loop = _loop_settings(method)  # first, for it refuses a method that is not trained
@@ -169,7 +189,7 @@ def _loop_settings(method: str) -> tuple[str, ...]:
     from hub_router.training.search import SEARCH_SETTINGS
     from hub_router.training.settings import TrainingSettings
 
-    searches = method not in ADAPTER_KINDS and isinstance(create_recipe(method), SearchRecipe)
+    searches = method not in (*ADAPTER_KINDS, EXPERTS) and isinstance(create_recipe(method), SearchRecipe)
     return SEARCH_SETTINGS if searches else tuple(each.name for each in fields(TrainingSettings))
 
 
@@ -222,9 +242,11 @@ def _config_class(kind: str) -> Any:
 
     from hub_router.ewora import EworaConfig
 
-    if kind not in ADAPTER_KINDS:
-        raise TrainingError(f"{kind!r} is no kind of adapter that is trained; kinds: {', '.join(ADAPTER_KINDS)}")
-    return {"shared": peft.LoraConfig, "ewora": EworaConfig}[kind]
+    classes = {"shared": peft.LoraConfig, "ewora": EworaConfig, EXPERTS: peft.LoraConfig}
+    if kind not in classes:
+        known = (*ADAPTER_KINDS, EXPERTS, *JOINT_METHODS)
+        raise TrainingError(f"{kind!r} is no kind of adapter that is trained; kinds: {', '.join(known)}")
+    return classes[kind]
 
 
 def _arguments(kind: Any) -> dict[str, str]:

@@ -82,8 +82,10 @@ def fresh_experts(model: Any, names: Sequence[str], config: Any, seed: int = 0) 
         tuple[LoraAdapter, ...]: in the order of the names.
 
     Raises:
-        TrainingError: PEFT cannot put such an adapter on the model.
+        TrainingError: PEFT cannot put such an adapter on the model, or the config asks for dropout.
     """
+    if getattr(config, "lora_dropout", 0):
+        raise TrainingError(f"adapters are trained together without dropout, got lora_dropout={config.lora_dropout}")
     found = []
     with torch.random.fork_rng(), tempfile.TemporaryDirectory() as folder:
         for place, name in enumerate(names):
@@ -119,7 +121,7 @@ def fit_experts(
     .. _MixLoRA: https://arxiv.org/abs/2404.15159
 
     Args:
-        model (PreTrainedModel): the base model, in float32.
+        model (PreTrainedModel): the base model, of any dtype; the adapters are in float32 or wider.
         tokenizer (PreTrainedTokenizerBase): its tokenizer.
         examples (Sequence[Example]): of all tasks; ``adapter`` says which task one is of.
         experts (Mapping | Sequence): what to start from: folders of plain LoRA adapters, or :func:`fresh_experts`.
@@ -143,8 +145,6 @@ def fit_experts(
     folder, kept = Path(out).expanduser(), None if checkpoint is None else Path(checkpoint)
     if folder.exists():
         raise TrainingError(f"{folder} exists and is left as it is; name a folder that does not")
-    if model.dtype not in (torch.float32, torch.float64):
-        raise TrainingError(f"adapters are trained in float32, and the model is in {model.dtype}; load it in float32")
     plan = _plan(method, options, settings, preserve)
     pool, unreadable = read_pool(experts)
     tasks = list(dict.fromkeys(each.adapter for each in examples))
@@ -258,7 +258,8 @@ class _Factors:
 
     def use(self, *_ignored: Any) -> None:
         """Pre-hook of the linear map: its update multiplies with what is trained."""
-        self.update._buffers["A"], self.update._buffers["Bt"] = self.down, self.up * self.scales
+        buffers, dtype = self.update._buffers, self.update.A.dtype
+        buffers["A"], buffers["Bt"] = self.down.to(dtype), (self.up * self.scales).to(dtype)
 
     def moved(self) -> torch.Tensor:
         """Squared distance from the start, scalar."""
@@ -308,9 +309,11 @@ def _routed(
         found = {}
         for name, update in updates.items():
             parts = [each.modules[name] for each in pool if name in each.modules]
-            ups = torch.cat([part.B.mT for part in parts])
-            scales = torch.cat([torch.full((part.rank, 1), part.scaling) for part in parts])
-            found[name] = _Factors(update, update.A.clone(), ups.to(update.Bt).clone(), scales.to(update.Bt))
+            scales = [torch.full((part.rank, 1), part.scaling) for part in parts]
+            # As adapters have them, not rounded to the base model's precision.
+            wide = torch.promote_types(update.A.dtype, torch.float32)
+            stacked = ([part.A for part in parts], [part.B.mT for part in parts], scales)
+            found[name] = _Factors(update, *(torch.cat(each).to(update.A.device, wide) for each in stacked))
             update.handles.append(model.get_submodule(name).register_forward_pre_hook(found[name].use))
         yield found
     finally:

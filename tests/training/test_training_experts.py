@@ -232,6 +232,21 @@ def test_a_stopped_run_goes_on(tokenizer: Any, tmp_path: Path, method: str) -> N
     assert not (tmp_path / "run").exists()
 
 
+def test_a_base_model_in_half_precision_trains_adapters_in_full(tokenizer: Any, tmp_path: Path) -> None:
+    model = llama().to(torch.bfloat16)
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=MLP)
+    start = fresh_experts(llama(), ["a", "b", "c"], config)
+    settings = replace(SETTINGS, learning_rate=1e-4, steps=2)
+    made = fit_experts(model, tokenizer, twin_examples(), start, "mixlora", settings=settings, out=tmp_path / "out")
+    for each in start:
+        for module, trained in read_adapter(made.folders[each.name]).modules.items():
+            moved = trained.A - each.modules[module].A
+            assert trained.A.dtype == torch.float32
+            # Steps that bfloat16 would have rounded away or up.
+            assert 0 < moved.abs().max() < 3e-4
+    assert model.dtype == torch.bfloat16
+
+
 def test_gradient_checkpointing_trains_the_same(tokenizer: Any, tmp_path: Path) -> None:
     model = llama()
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=MLP)
@@ -260,9 +275,10 @@ def test_what_cannot_be_trained(tokenizer: Any, tmp_path: Path) -> None:
     refused("not in the pool: cut, del, sum", experts=start[:1])
     mixed = {name: save_adapter(llama(), tmp_path / name, 1, r=2, target_modules=[name]) for name in MLP}
     refused("whole feed-forward block", experts=mixed, method="mixlora")
-    refused("load it in float32", base=llama().to(torch.bfloat16))
     dora = save_adapter(llama(), tmp_path / "dora", 0, r=2, target_modules=ALL, use_dora=True)
     refused("these are more: add", experts=dict.fromkeys(TWINS, dora) | dict.fromkeys(list(TWINS)[1:], start[1]))
+    with pytest.raises(TrainingError, match="without dropout, got lora_dropout=0.1"):
+        fresh_experts(model, ["a"], peft.LoraConfig(target_modules=MLP, lora_dropout=0.1))
     (tmp_path / "there").mkdir()
     with pytest.raises(TrainingError, match="exists and is left as it is"):
         fit_experts(model, tokenizer, data, start, "experts", out=tmp_path / "there")
