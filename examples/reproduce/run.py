@@ -1,7 +1,7 @@
 """Reproduce in small what the papers claim, on the zoo, and print the tables in Markdown.
 
 python examples/reproduce/run.py [maple] [lora-mixer] [ewora] [training-free]
-        [--seeds 0 1 2] [--workers 2] [--out results.json]
+        [--seeds 0 1 2] [--workers 2] [--out results.json] [--work DIR]
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -30,19 +31,27 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, help="JSON file for the raw results")
+    parser.add_argument(
+        "--work", type=Path, help="folder that keeps adapters trained for maple; default: a temporary one"
+    )
     arguments = parser.parse_args()
-    collected = {}
-    for name in arguments.experiments or EXPERIMENTS:
-        began = time.monotonic()
-        experiment = EXPERIMENTS[name]
-        results = zoo.in_processes(experiment.run, experiment.jobs(arguments.seeds), arguments.workers, name)
-        collected[name] = results
-        print(
-            f"## {name} ({time.monotonic() - began:.0f} s)\n\n{experiment.report(results, arguments.seeds)}\n",
-            flush=True,
-        )
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        os.environ["REPRODUCE_WORK"] = str((arguments.work or Path(temporary)).absolute())
+        collected = {name: _run(name, arguments) for name in arguments.experiments or EXPERIMENTS}
+    print(f"{time.monotonic() - began:.0f} s in all")
     if arguments.out:
         arguments.out.write_text(json.dumps(collected, indent=1), encoding="utf-8")
+
+
+def _run(name: str, arguments: argparse.Namespace) -> list[object]:
+    began, experiment = time.monotonic(), EXPERIMENTS[name]
+    if experiment is maple:
+        maple.prepare(arguments.workers)
+    results = zoo.in_processes(experiment.run, experiment.jobs(arguments.seeds), arguments.workers, name)
+    report = experiment.report(results, arguments.seeds)
+    print(f"## {name} ({time.monotonic() - began:.0f} s)\n\n{report}\n", flush=True)
+    return results
 
 
 if __name__ == "__main__":

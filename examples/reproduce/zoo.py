@@ -12,10 +12,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hub_router import RoutedModel, compose
 from hub_router.evaluate.accuracy import answer, exact_match
 from hub_router.records import Sample
 from hub_router.settings import bundled
+from hub_router.training import Example
+from hub_router.training.batches import collate, predict
+from hub_router.training.data import encode
 
 BASE = "zoo-base"
 
@@ -44,12 +49,12 @@ def samples(names: Iterable[str]) -> dict[str, tuple[Sample, ...]]:
     return {name: pairs(name, "samples.jsonl") for name in names}
 
 
-def composed(names: Iterable[str], method: str, **settings: Any) -> RoutedModel:
-    """A fresh base model with these adapters."""
+def composed(names: Iterable[str], method: str, *, pool: Path | None = None, **settings: Any) -> RoutedModel:
+    """A fresh base model with these adapters, the zoo's own or those of another folder."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    return compose(folder() / BASE, {name: folder() / name for name in names}, method, **settings)
+    return compose(folder() / BASE, {name: (pool or folder()) / name for name in names}, method, **settings)
 
 
 def accuracy(routed: RoutedModel, task: str, count: int | None = None) -> float:
@@ -57,6 +62,15 @@ def accuracy(routed: RoutedModel, task: str, count: int | None = None) -> float:
     tests = pairs(task, "test.jsonl")[:count]
     answers = answer(routed, [test.input for test in tests], max_new_tokens=10)
     return exact_match(answers, [test.output for test in tests])
+
+
+@torch.inference_mode()
+def answer_loss(routed: RoutedModel, task: str, count: int | None = None) -> float:
+    """Cross-entropy per answer token of the first held-out prompts of a task, nats."""
+    tests = [Example(task, test.input, test.output) for test in pairs(task, "test.jsonl")[:count]]
+    encoded = encode(tests, [task], routed.tokenizer, routed.model.config.max_position_embeddings, False)
+    batch = collate(encoded, routed.tokenizer.pad_token_id, routed.model, False, routed.model.device)
+    return float(batch.loss(predict(routed.model, batch, "float32"))) / batch.learned
 
 
 def in_processes(run: Callable[[Any], Any], jobs: Sequence[Any], workers: int, title: str) -> list[Any]:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 
 from hub_router.composition.attach import routed_updates
+from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.routed import RoutedModel
-from hub_router.errors import RoutedStateError
+from hub_router.errors import MethodError, RoutedStateError
+from hub_router.routing.arrow import Arrow
 from hub_router.routing.entropy import entropy as entropy_of_shares
+from hub_router.routing.project import project
+from hub_router.routing.spectr import Spectr
 
 _SMALLEST = 1e-30
 
@@ -98,6 +104,48 @@ def routing_accuracy(routed: RoutedModel, prompts: Sequence[str], own: str) -> t
     return (first / count, any_ / count) if count else (0.0, 0.0)
 
 
+def score_ratio(routed: RoutedModel, prompts: Sequence[str], own: str) -> float:
+    """Score of the adapter of the prompts' task over the largest of all adapters (`SpectR`_, Fig. 6).
+
+    .. _SpectR: https://arxiv.org/abs/2504.03454
+
+    Args:
+        routed (RoutedModel): composed with ``arrow`` or ``spectr``; with a tokenizer.
+        prompts (Sequence[str]): of one task, at least one.
+        own (str): the adapter that was trained on it.
+
+    Returns:
+        float: mean over tokens and the modules in which the adapter is a candidate; 1 where it always scores best, 0
+            where it is a candidate nowhere.
+
+    Raises:
+        MethodError: the method's scores are no such scores, or there is no such adapter.
+        RoutedStateError: there is no tokenizer.
+    """
+    if not isinstance(routed.method, Arrow | Spectr):
+        raise MethodError(
+            f"score ratios are of 'arrow' and 'spectr', and this model is routed by {routed.method.name!r}"
+        )
+    if own not in routed.adapters:
+        raise MethodError(f"there is no adapter {own!r}; the pool is: {', '.join(routed.adapters)}")
+    place, ratios, handles = routed.adapters.index(own), [], []
+
+    def read(update: RoutedUpdate, candidate: int, module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        scores = _scores(update, args[0])  # [1, T, C]
+        ratios.append((scores[..., candidate] / scores.amax(-1).clamp_min(_SMALLEST)).flatten().double())
+
+    try:
+        for module, update in routed_updates(routed.model):
+            if place in (experts := update.experts.tolist()):
+                handles.append(module.register_forward_pre_hook(partial(read, update, experts.index(place))))
+        for prompt in prompts:
+            _forward(routed, prompt)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return float(torch.cat(ratios).mean()) if ratios else 0.0
+
+
 def effective_rank(matrix: torch.Tensor) -> float:
     """``exp(H(s / sum s))`` of a matrix's singular values s (`MAPLE`_, Fig. 5).
 
@@ -130,11 +178,24 @@ def pairwise_cosines(vectors: torch.Tensor) -> torch.Tensor:
     return (unit @ unit.mT)[above, below]
 
 
+def _scores(update: RoutedUpdate, x: torch.Tensor) -> torch.Tensor:
+    """The scores ``(..., C)`` that Arrow or SpectR gives the candidates of a module."""
+    if isinstance(update.router, Arrow):
+        return project(x, update.state()["P"]).abs()
+    squares = project(x, update.A).square()  # [..., R]
+    return torch.stack([part.sum(-1) for part in squares.split(update.ranks, dim=-1)], dim=-1).sqrt()
+
+
 def _weights(routed: RoutedModel, prompt: str) -> Mapping[str, torch.Tensor]:
     """Expert weights ``(1, T, E)`` by module, of one prompt."""
+    with routed.trace() as trace:
+        _forward(routed, prompt)
+    return trace.weights
+
+
+def _forward(routed: RoutedModel, prompt: str) -> None:
     if routed.tokenizer is None:
         raise RoutedStateError("routing of prompts reads text, and there is no tokenizer; compose(..., tokenizer=...)")
     inputs = routed.tokenizer(prompt, return_tensors="pt", return_token_type_ids=False).to(routed.model.device)
-    with torch.inference_mode(), routed.trace() as trace:
+    with torch.inference_mode():
         routed(**inputs)
-    return trace.weights

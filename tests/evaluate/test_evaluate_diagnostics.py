@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hub_router import compose
-from hub_router.errors import RoutedStateError
+from hub_router.composition.attach import routed_updates
+from hub_router.errors import MethodError, RoutedStateError
 from hub_router.evaluate.diagnostics import (
     effective_rank,
     entropy,
@@ -17,7 +18,9 @@ from hub_router.evaluate.diagnostics import (
     pairwise_cosines,
     routing_accuracy,
     routing_entropies,
+    score_ratio,
 )
+from hub_router.lora.reader import read_adapter
 from hub_router.settings import bundled
 
 PROMPTS = ["Is this film review positive?", "What is the plural of cat?"]
@@ -80,6 +83,46 @@ def test_routing_accuracy_of_known_gates(zoo: tuple[Path, dict[str, Path]]) -> N
     firsts = [routing_accuracy(arrow, PROMPTS, name) for name in pool]
     assert all(first == chosen for first, chosen in firsts)
     assert 0 < sum(first for first, _ in firsts) <= 3
+
+
+@pytest.mark.parametrize("method", ["arrow", "spectr"])
+def test_score_ratio_equals_the_loop_over_tokens(zoo: tuple[Path, dict[str, Path]], method: str) -> None:
+    base, pool = zoo
+    routed = compose(base, pool, method)
+    own = routed.adapters.index("zoo-plural")
+    inputs: dict[str, torch.Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(
+            lambda _, args, name=update.module: inputs.update({name: args[0][0].detach().double()})
+        )
+        for module, update in routed_updates(routed.model)
+    ]
+    routed(**routed.tokenizer(PROMPTS[1], return_tensors="pt", return_token_type_ids=False))
+    for handle in handles:
+        handle.remove()
+    updates = [read_adapter(folder, name).modules for name, folder in pool.items()]
+    ratios = []
+    for module, rows in inputs.items():
+        if module not in updates[own]:
+            continue
+        for x in rows:
+            scores = {}
+            for number, of_adapter in enumerate(updates):
+                if module in of_adapter:
+                    factors = of_adapter[module]
+                    matrix = factors.scaling * (factors.B.detach().double() @ factors.A.detach().double())
+                    direction = torch.linalg.svd(matrix)[2][0]
+                    scores[number] = abs(float(direction @ x)) if method == "arrow" else float((matrix @ x).norm())
+            ratios.append(scores[own] / max(scores.values()))
+    assert score_ratio(routed, PROMPTS[1:], "zoo-plural") == pytest.approx(sum(ratios) / len(ratios), rel=1e-4)
+
+
+def test_score_ratio_names_what_it_cannot_measure(zoo: tuple[Path, dict[str, Path]]) -> None:
+    base, pool = zoo
+    with pytest.raises(MethodError, match="routed by 'uniform'"):
+        score_ratio(compose(base, pool, "uniform"), PROMPTS, "zoo-film")
+    with pytest.raises(MethodError, match="no adapter 'zoo-nli'; the pool is: zoo-film"):
+        score_ratio(compose(base, pool, "arrow"), PROMPTS, "zoo-nli")
 
 
 def _weights(routed: object, prompt: str) -> list[torch.Tensor]:
