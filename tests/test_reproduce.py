@@ -50,7 +50,7 @@ def experiments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, An
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("maple", (2 + 2 * 3 + 1 + 3) + (2 * 3 + 1 + 3) + (2 * 2 + 1 + 2)),
+        ("maple", (2 * 2 + 2 * 3 + 1 + 3) + (2 * 3 + 1 + 3) + (2 * 2 + 1 + 2)),
         ("lora-mixer", 4 + 2 * 2),
         ("ewora", 2 * 3 + 7 + 2),
         ("training-free", 8 + 4 + 2),

@@ -24,6 +24,7 @@ from hub_router.training import TrainingSettings, fit
 
 MODES = {
     "base": "no adapter",
+    "alone": "one adapter alone: its own, or the best other",
     "parent": "untrained",
     "none": "MAPLE without masking",
     "after": "MAPLE",
@@ -46,6 +47,7 @@ LEFT_OUT = {
 # and 5e-2 (.510, .583 and .500; without masking .516, .552, .562) on the other six tasks of the strong pool, seed 0.
 SETTINGS = TrainingSettings(learning_rate=1e-2, epochs=1, batch_size=16, warmup=0.06)
 TESTS, PROMPTS = 32, 8
+_UNTRAINED = ("base", "alone", "parent")
 
 Job = tuple[str, str, str, int, str | None]
 
@@ -58,7 +60,7 @@ def prepare(workers: int) -> None:
 def jobs(seeds: Sequence[int]) -> list[Job]:
     """Pool, parent, mode, seed, and the task that is left out; what is not trained has no seeds."""
     first = seeds[:1]
-    runs = [(pool, "arrow", mode, first) for pool in ("zoo", "strong") for mode in ("base", "parent")]
+    runs = [(pool, "arrow", mode, first) for pool in ("zoo", "strong") for mode in _UNTRAINED]
     runs += [("zoo", "arrow", mode, seeds) for mode in ("none", "after")]
     runs += [("strong", "arrow", mode, seeds) for mode in ("none", "after", "before")]
     runs += [("strong", "phatgoose", mode, first) for mode in ("parent", "none", "after")]
@@ -79,15 +81,23 @@ def run(job: Job) -> dict[str, Any]:
     whole = zoo.tasks() if pool == "zoo" else strong.TASKS
     names = [name for name in whole if name != left_out]
     tested = names if left_out is None else [left_out]
+    tests = TESTS * (1 if left_out is None else 2)
     routed = _composed(pool, names, parent, mode)
     found: dict[str, Any] = {"pool": pool, "parent": parent, "mode": mode, "seed": seed, "left_out": left_out}
-    if mode not in ("base", "parent"):
+    if mode == "alone":
+        # The best other one is chosen by the test's own prompts: what choosing could reach at most.
+        others = [[task] if left_out is None else names for task in tested]
+        return {
+            **found,
+            "accuracy": _mean(_best(routed, task, some, tests) for task, some in zip(tested, others, strict=True)),
+        }
+    if mode not in _UNTRAINED:
         samples = zoo.samples(names) if pool == "zoo" else {name: strong.samples(name) for name in names}
         with tempfile.TemporaryDirectory() as folder:
             log = Path(folder) / "log"
             fit(routed, samples, settings=replace(SETTINGS, seed=seed), mask=mode, log=log)
             found["losses"] = [json.loads(line)["loss"] for line in log.read_text().splitlines()]
-    found["accuracy"] = _mean(zoo.accuracy(routed, task, TESTS * (1 if left_out is None else 2)) for task in tested)
+    found["accuracy"] = _mean(zoo.accuracy(routed, task, tests) for task in tested)
     found["loss"] = _mean(zoo.answer_loss(routed, task, TESTS) for task in tested)
     if mode != "base":
         prompts = [test.input for task in tested for test in zoo.pairs(task, "test.jsonl")[:PROMPTS]]
@@ -95,9 +105,18 @@ def run(job: Job) -> dict[str, Any]:
     return found
 
 
+def _best(routed: RoutedModel, task: str, adapters: Sequence[str], tests: int) -> float:
+    """The largest accuracy that one of some adapters has on a task."""
+    found = []
+    for name in adapters:
+        routed.set_method("single", adapter=name)
+        found.append(zoo.accuracy(routed, task, tests))
+    return max(found)
+
+
 def _composed(pool: str, names: Sequence[str], parent: str, mode: str) -> RoutedModel:
     settings: dict[str, Any] = {"pool": strong.folder() if pool == "strong" else None}
-    if mode == "base":
+    if mode in ("base", "alone"):
         return zoo.composed(names, "base", **settings)
     if parent == "phatgoose":
         settings |= {"prototypes": "gates", "features": PoolFeatures(prototypes={"gates": strong.gates(names)})}
@@ -126,12 +145,13 @@ def report(results: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> str:
         own = zoo.by(results, pool=pool, parent=parent, mode=mode)
         wholes = [each for each in own if each["left_out"] is None]
         others = [[each for each in own if each["left_out"] and each["seed"] == whole["seed"]] for whole in wholes]
-        title = [pool, parent if mode != "base" else "", MODES[mode]]
+        title = [pool, parent if mode not in ("base", "alone") else "", MODES[mode]]
         seen = zoo.mean_and_spread([each["accuracy"] for each in wholes])
         unseen = zoo.mean_and_spread([_mean(each["accuracy"] for each in group) for group in others])
-        losses = [f"{_mean(each['loss'] for each in group):.2f}" for group in (wholes, [e for g in others for e in g])]
+        rest = [each for group in others for each in group]
+        losses = ["" if mode == "alone" else f"{_mean(e['loss'] for e in group):.2f}" for group in (wholes, rest)]
         accuracies.append([*title, PAPER.get((parent, mode), ""), seen, unseen, *losses])
-        if mode == "base":
+        if mode in ("base", "alone"):
             continue
         inside = [value for each in wholes for value in each["entropies"]]
         outside = [value for group in others for each in group for value in each["entropies"]]
