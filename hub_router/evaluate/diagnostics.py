@@ -147,7 +147,7 @@ def score_ratio(routed: RoutedModel, prompts: Sequence[str], own: str) -> float:
 
 
 def effective_rank(matrix: torch.Tensor) -> float:
-    """``exp(H(s / sum s))`` of a matrix's singular values s (`MAPLE`_, Fig. 5).
+    """``exp(H(s / sum s))`` of a matrix's singular values s (`MAPLE`_, Lemma 1).
 
     .. _MAPLE: https://openreview.net/forum?id=YxVebk7kIw
 
