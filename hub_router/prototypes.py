@@ -213,7 +213,7 @@ def cosines(child: Prototypes, parent: Prototypes, *, signed: bool = True) -> tu
                 cosine = float(a @ b) / lengths
                 found.setdefault(module, []).append(cosine if signed else abs(cosine))
     if unlike:
-        raise HubRouterError(f"the sets are of different models and cannot be compared:\n{as_lines(unlike)}")
+        raise HubRouterError(f"the sets are of different models or methods and cannot be compared:\n{as_lines(unlike)}")
     return tuple(
         ModuleCosines(module, float(np.mean(found[module])), min(found[module]), len(found[module]))
         for module in sorted(found, key=_by_layer)

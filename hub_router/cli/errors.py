@@ -19,7 +19,7 @@ KEPT = {
     "sync": "every adapter finished so far is in the catalog; the same command again does the rest",
     "index": "every feature computed so far is in the catalog; hub-router index again does the rest",
     "compose": "compositions stored before are unchanged",
-    "train": "the same command again goes on from the last checkpoint",
+    "train": "the same command again goes on from the last checkpoint, if there was one",
     "demo": "your own catalog was not touched",
 }
 

@@ -139,7 +139,7 @@ def train(call: Call, method: str, settings: bool, config: Path | None, **given:
     What --set takes, and the defaults: hub-router train METHOD --settings
     """
     if settings:
-        _list_settings(call, method)
+        _list_settings(call, method, given["out"] is not None)
         return
     given = without_replaced(click.get_current_context(), given)
     _check_usage(method, given)
@@ -212,12 +212,10 @@ def _tell_adapter(call: Call, made: AdapterSummary, given: Mapping[str, Any]) ->
     )
     if made.adapters:
         folders = " ".join(shlex.quote(str(made.out / name)) for name in made.adapters)
+        pool = " ".join(shlex.quote(f"{name}={made.out / name}") for name in made.adapters)
         gated = f" --method {made.kind} --set {shlex.quote(f'prototypes={made.out / _GATES}')}"
         call.out.remark(f"Next: hub-router sync {folders}")
-        call.out.remark(
-            f"Then: hub-router compose NAME {' '.join(map(shlex.quote, made.adapters))}"
-            + (gated if made.kind in _BOTH else "")
-        )
+        call.out.remark(f"Then: hub-router compose NAME {pool}{gated if made.kind in _BOTH else ''}")
 
 
 def _tell_set(call: Call, made: TrainingSummary, given: Mapping[str, Any]) -> None:
@@ -238,11 +236,11 @@ def _tell_set(call: Call, made: TrainingSummary, given: Mapping[str, Any]) -> No
     call.out.remark(f"Next: hub-router compose NAME ADAPTER... --method {made.method} --set {chosen}")
 
 
-def _list_settings(call: Call, method: str) -> None:
+def _list_settings(call: Call, method: str, adapters: bool) -> None:
     """The table of ``--settings``."""
     from hub_router.hub.trainingoptions import training_settings
 
-    found = training_settings(method)
+    found = training_settings(method, adapters=adapters)
     call.out.document({"method": method, "settings": found})
     call.out.table(
         ["setting", "default", "of", "what"],

@@ -28,6 +28,18 @@ def base_name(model: nn.Module) -> str:
     return f"{name} ({type(model).__name__})" if name else type(model).__name__
 
 
+def base_id(model: nn.Module) -> str:
+    """What to call a base model in a file that others read.
+
+    Args:
+        model (nn.Module): any model.
+
+    Returns:
+        str: its folder or Hub id; its class where it was made in memory.
+    """
+    return str(getattr(model, "name_or_path", "") or type(model).__name__)
+
+
 def load_model(
     reference: str,
     device: torch.device | str | None = None,

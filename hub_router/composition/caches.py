@@ -113,10 +113,9 @@ def length_of(cache: Any) -> int:
         cache (Any): of transformers' kinds.
 
     Returns:
-        int: 0 where it does not say.
+        int: of the layers with keys; 0 where there are none.
     """
-    length = getattr(cache, "get_seq_length", None)
-    return 0 if length is None else int(length())
+    return _last_keys(cache)[0]
 
 
 def _layers(cache: Any) -> Any:

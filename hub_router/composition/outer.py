@@ -218,6 +218,13 @@ class _Block:
         if turn is None:
             raise RoutedStateError(f"module {update.module}: its block was not called as a whole")
         gates = turn.gates if update is self.leader else self._among(update, turn.gates)
+        if gates.weights.shape[:-1].numel() != leading.numel():
+            raise RoutedStateError(
+                f"module {update.module}: it sees {tuple(leading)} tokens, and its block "
+                f"{tuple(gates.weights.shape[:-1])}; leave adapters of this module out"
+            )
+        assert gates.indices is not None
+        gates = Gates(gates.weights.reshape(*leading, -1), gates.indices.reshape(*leading, -1))
         assert gates.indices is not None
         chosen = slice(turn.place, turn.place + 1)
         here = (gates.weights[..., chosen].detach() != 0).to(gates.weights.dtype)
@@ -354,5 +361,9 @@ def _remove(handles: list[RemovableHandle]) -> None:
 def _feed_forward(model: nn.Module, module: str) -> nn.Module | None:
     """The block that a map is part of, where that is a function of one tensor, as attention and layers are not."""
     block = model.get_submodule(block_of(module))
-    runs = type(block).forward is not nn.Module.forward
-    return block if runs and len(inspect.signature(block.forward).parameters) == 1 else None
+    if type(block).forward is nn.Module.forward or len(inspect.signature(block.forward).parameters) != 1:
+        return None
+    # Nor a mixture, whose experts see some of the tokens each.
+    parts = [child for child in block.children() if not isinstance(linear_map(child), LinearMap)]
+    whole = not any(list(part.children()) or any(each.ndim > 2 for each in part.parameters()) for part in parts)
+    return block if whole else None

@@ -17,7 +17,7 @@ from hub_router.composition.plan import Planner, TextEncoder
 from hub_router.composition.pool import check_pool
 from hub_router.composition.saved import Replacement, SavedPlan
 from hub_router.composition.tasks import Samples, Tasks, find_tasks, make_planner
-from hub_router.composition.trained import with_set_file
+from hub_router.composition.trained import set_of, trained_key, with_set_file
 from hub_router.errors import MethodError
 from hub_router.features import PoolFeatures, Vectors
 from hub_router.lora.adapter import LoraAdapter
@@ -190,7 +190,7 @@ def make_setup(
         prepared=prepare(router, bank, replace(features, widths=widths_of(model, router, bank.modules))),
         plan=plan,
         planner=planner,
-        notes=(*_notes(pool, bank, members), *plan.notes),
+        notes=(*_notes(pool, bank, members), *_untrained(router, names, features), *plan.notes),
         background=background.with_tasks(tasks, names),
     )
 
@@ -216,6 +216,16 @@ def install(model: nn.Module, setup: Setup) -> Replacement:
         replacement.restore()
         raise
     return replacement
+
+
+def _untrained(router: Router, names: Sequence[str], features: PoolFeatures) -> list[str]:
+    """Which adapters of a pool that was trained in place were not in it then."""
+    trained = features.prototypes.get(trained_key(router) or "", {}) if set_of(router) == "" else {}
+    new = [name for name in names if name not in trained] if trained else []
+    note = f"gates of {', '.join(new)} are as before training: the pool was trained without them"
+    if new:
+        _LOG.warning("%s", note)
+    return [note] if new else []
 
 
 def _is_texts(texts: Any) -> bool:

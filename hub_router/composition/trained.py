@@ -111,7 +111,8 @@ def with_set_file(features: PoolFeatures, router: Router, pool: Sequence[LoraAda
     found = read_prototypes(Path(name).expanduser())
     need_kind(router, name, found.method, found.hyperparameters)
     by_weights = {member.weights_hash: member for member in found.members}
-    named = {member.name for member in found.members}
+    # A catalog's sets call them by their references, whose last part a pool's name often is.
+    named = {part for member in found.members for part in (member.name, member.name.rpartition("/")[2])}
     changed = [each.name for each in pool if each.weights_hash not in by_weights and each.name in named]
     if changed:
         raise StaleFeaturesError(

@@ -196,4 +196,4 @@ def checked_run(
         "data": data_hash(examples),
     }
     left = checkpoint is not None and is_left(checkpoint, known)
-    return steps, ((f"a stopped run in {checkpoint} would go on",) if left else ())
+    return steps, ((f"a run in {checkpoint}, stopped or still going, would go on",) if left else ())

@@ -62,8 +62,12 @@ def define(
         router = create(method, hyperparameters)
         members = selection.select(session, adapters)
         features = pool_features(session, members, [router])
+        trained_on = base_of_set(session, str(hyperparameters.get("prototypes", "")))
     base = base_model or selection.common_base(members)
     checked_pool(members, base, router, features)
+    if trained_on and trained_on != base:
+        chosen = hyperparameters["prototypes"]
+        _LOG.warning("prototype set %s was trained on %s, and this pool is on %s", chosen, trained_on, base)
     with store.write() as session:
         composition_queries.save(
             session,
@@ -75,6 +79,49 @@ def define(
             replace=replace,
         )
         return composition_queries.load(session, name)
+
+
+def base_of_set(session: Session, name: str) -> str:
+    """The base model that a prototype set was trained on.
+
+    Args:
+        session (Session): a reading session.
+        name (str): of a set of the catalog, or of a file.
+
+    Returns:
+        str: as the set has it; empty without a set.
+
+    Raises:
+        NotInCatalogError: there is no such set or version.
+    """
+    from hub_router.composition.trained import is_set_file
+    from hub_router.prototypes import read_prototypes
+
+    if not name:
+        return ""
+    if is_set_file(name):
+        path = Path(name).expanduser()
+        # A file that is missing is refused where its vectors are needed.
+        return read_prototypes(path).base_model if path.is_file() else ""
+    return find_prototypes(session, *parse_name(name))[0].base_model
+
+
+def need_synced(pool: Sequence[LoraAdapter], members: Mapping[str, AdapterRecord]) -> None:
+    """Refuse adapters whose files are not those that the catalog knows.
+
+    Args:
+        pool (Sequence[LoraAdapter]): as read.
+        members (Mapping[str, AdapterRecord]): by name in the pool.
+
+    Raises:
+        StaleFeaturesError: names all of them.
+    """
+    changed = [each.name for each in pool if each.weights_hash != members[each.name].weights_hash]
+    if changed:
+        refs = " ".join(members[name].ref for name in changed)
+        raise StaleFeaturesError(
+            f"weights changed since the adapters were synced: {', '.join(changed)}; run: hub-router sync {refs}"
+        )
 
 
 def checked_pool(

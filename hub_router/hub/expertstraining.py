@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from hub_router.errors import TrainingError
 from hub_router.hub.adaptertraining import AdapterSummary, checked_run, checkpoint_of, read_tasks
-from hub_router.hub.composing import checked_pool, load_base
+from hub_router.hub.composing import checked_pool, load_base, need_synced
 from hub_router.hub.trainingdata import TrainingData
-from hub_router.hub.trainingoptions import EXPERTS, HARD, adapter_config, with_given
+from hub_router.hub.trainingoptions import EXPERTS, HARD, NUMBER, adapter_config, with_given
 from hub_router.progress import Progress
 from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store
@@ -19,8 +19,6 @@ from hub_router.store.session import Store
 if TYPE_CHECKING:
     from hub_router.training.data import Example
     from hub_router.training.settings import TrainingSettings
-
-_NUMBER = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +58,10 @@ def train_experts(
     members, base, examples, notes = read_tasks(
         store, kind, adapters, base_model, data, labelled=kind == HARD, progress=progress
     )
-    if members and given.config:
+    new = [*given.config, *(["experts"] if "experts" in options else [])]
+    if members and new:
         raise TrainingError(
-            f"{', '.join(given.config)} are settings of new adapters, and these are trained on from where they are: "
+            f"{', '.join(new)} are settings of new adapters, and these are trained on from where they are: "
             f"{', '.join(members)}; name no adapters, or leave the settings out"
         )
     folder = Path(out).expanduser().absolute()
@@ -70,6 +69,7 @@ def train_experts(
     # Hard routing takes any pool that lora-mixer takes.
     router = create("mixlora" if kind == "mixlora" else "lora-mixer", {})
     pool = checked_pool(members, base, router, PoolFeatures()) if members else ()
+    need_synced(pool, members)
     names = tuple(members) or _names(kind, given.number, examples)
     if dry_run:
         config = None if members else _config(kind, given.config, base, None)
@@ -115,7 +115,7 @@ def _sorted_out(kind: str, options: Mapping[str, Any]) -> _Given:
             f"there are no settings {', '.join(strangers)} of {kind} --out; there are: "
             f"{', '.join((*own, *recipe, *sorted(loop)))}, and those of peft.LoraConfig"
         )
-    number = options.get("experts", _NUMBER)
+    number = options.get("experts", NUMBER)
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise TrainingError(f"experts={number!r}, expected an integer of at least 1")
 

@@ -373,9 +373,14 @@ def _parent_name(summary: PrototypeSetSummary) -> str:
     """What a set is compared with where the user names nothing."""
     if summary.parent is not None or summary.parent_method == ARROW:
         return summary.origin
+    why = (
+        f"was refined from {summary.origin}, whose vectors the catalog does not hold"
+        if summary.origin
+        else "was refined from no other set"
+    )
     raise HubRouterError(
-        f"{summary.ref} was refined from {summary.origin or 'nothing'}, whose vectors the catalog does not hold; name "
-        f"the set to compare it with, or {ARROW!r}: hub-router prototypes diff {summary.ref} OTHER"
+        f"{summary.ref} {why}; name the set to compare it with, or {ARROW!r}: hub-router prototypes diff {summary.ref} "
+        "OTHER"
     )
 
 

@@ -11,21 +11,18 @@ from urllib.parse import quote
 
 from hub_router.errors import TrainingError
 from hub_router.hub.adaptertraining import AdapterSummary, train_adapter
-from hub_router.hub.composing import checked_pool, load_base, pinned, pool_features
-from hub_router.hub.prototypes import PrototypeSets, check_name, parse_name
+from hub_router.hub.composing import base_of_set, checked_pool, load_base, need_synced, pinned, pool_features
+from hub_router.hub.prototypes import PrototypeSets, check_name
 from hub_router.hub.trainingdata import DataColumns, TrainingData, encoded_examples, read_examples
 from hub_router.hub.trainingoptions import Options, sorted_out, with_given
 from hub_router.hub.trainingpool import refuse_doubles, samples_of
 from hub_router.progress import Progress
 from hub_router.settings import Settings
 from hub_router.store import selection
-from hub_router.store.prototypes import find_prototypes
 from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store
 
 if TYPE_CHECKING:
-    from sqlalchemy.orm import Session
-
     from hub_router.lora.adapter import LoraAdapter
     from hub_router.prototypes import Prototypes
     from hub_router.records import AdapterRecord
@@ -190,7 +187,7 @@ def _planned(
         refuse_doubles(members)
         features = pool_features(session, members, [router])
         samples = samples_of(session, members)
-        trained_on = _base_of_set(session, hyperparameters.get("prototypes", ""))
+        trained_on = base_of_set(session, hyperparameters.get("prototypes", ""))
     examples, notes = read_examples(data, samples, members, labelled=needs_labels(recipe), progress=progress)
     having = {example.adapter for example in examples}
     lacking = [each for each in members if each not in having]
@@ -203,19 +200,8 @@ def _planned(
     if trained_on and trained_on != base:
         notes += (f"{hyperparameters['prototypes']} was trained on {trained_on}, and this run is on {base}",)
     pool = checked_pool(members, base, router, features)
+    need_synced(pool, members)
     return _Plan(recipe, settings, members, base, router, pool, features, hyperparameters, examples, notes)
-
-
-def _base_of_set(session: Session, name: str) -> str:
-    """The base model that a prototype set, which may be a file, was trained on; empty without a set."""
-    from hub_router.composition.trained import is_set_file
-    from hub_router.prototypes import read_prototypes
-
-    if not name:
-        return ""
-    if is_set_file(name):
-        return read_prototypes(Path(name)).base_model
-    return find_prototypes(session, *parse_name(name))[0].base_model
 
 
 def _steps(plan: _Plan) -> int:
@@ -249,4 +235,4 @@ def _checked(plan: _Plan, folder: Path | None) -> tuple[str, ...]:
         "adapters": list(hashes.items()),
     }
     left = folder is not None and is_left(folder, known)
-    return (*plan.notes, *([f"a stopped run in {folder} would go on"] if left else []))
+    return (*plan.notes, *([f"a run in {folder}, stopped or still going, would go on"] if left else []))

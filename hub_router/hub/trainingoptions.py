@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 # What trains an adapter of PEFT, not gates; and several of them, each on the examples of its name.
 ADAPTER_KINDS = ("shared", "ewora")
 EXPERTS = HARD = "experts"
+# How many experts mixlora makes.
+NUMBER = 8
 # Methods whose adapters can be trained along with their gates.
 JOINT_METHODS = ("lora-mixer", "mixlora")
 _ARGUMENT = re.compile(r"^    (\w+) \(.*?\): (.+)$")
@@ -145,6 +147,10 @@ def adapter_config(kind: str, own: Mapping[str, Any]) -> Any:
         TrainingError: another kind, settings that there are not, or invalid values.
     """
     make = _config_class(kind)
+    if strangers := [name for name in own if name not in {each.name for each in fields(make)}]:
+        raise TrainingError(
+            f"there are no settings {', '.join(strangers)} of {kind}; all there are: hub-router train {kind} --settings"
+        )
     if "peft_type" in own or not isinstance(own.get("r", 8), int):
         raise TrainingError(f"training {kind} takes an integer r, and no peft_type; got {own}")
     try:
@@ -153,11 +159,12 @@ def adapter_config(kind: str, own: Mapping[str, Any]) -> Any:
         raise TrainingError(f"{make.__name__} cannot be made of {own}: {error}") from error
 
 
-def training_settings(method: str) -> list[SettingInfo]:
+def training_settings(method: str, *, adapters: bool = False) -> list[SettingInfo]:
     """Every setting of a method's training, with the default that it has there.
 
     Args:
         method (str): that is trained, one of ``ADAPTER_KINDS``, or ``experts``.
+        adapters (bool): whether the method's adapters are trained along with its gates.
 
     Returns:
         list[SettingInfo]: of the loop, of the method's training, of the method.
@@ -179,7 +186,26 @@ def training_settings(method: str) -> list[SettingInfo]:
             *(replace(each, default=set_here.get(each.name, each.default)) for each in own),
         ]
     loop = _loop_settings(method)  # first, for it refuses a method that is not trained
-    return [*_of_loop(RECIPES[method].settings, loop), *_of_recipe(method), *_of_method(method)]
+    found = [*_of_loop(RECIPES[method].settings, loop), *_of_recipe(method), *_of_method(method)]
+    if not adapters or method not in JOINT_METHODS:
+        return found
+    own = _of_class(_config_class(EXPERTS), "LoraConfig")
+    return [
+        *(each for each in found if each.name != "prototypes"),
+        *_of_joint(method),
+        *(each for each in own if each.name not in _PRIVATE),
+    ]
+
+
+def _of_joint(method: str) -> list[SettingInfo]:
+    """Settings of adapters that are trained along with their gates."""
+    from hub_router.training.experts import PRESERVE
+
+    kept = "weight of the squared distance of the adapters from their start"
+    found = [SettingInfo("preserve", PRESERVE if method == "lora-mixer" else 0.0, "training", kept)]
+    if method == "mixlora":
+        found.append(SettingInfo("experts", NUMBER, "training", "number of new adapters, where none are named"))
+    return found
 
 
 def _loop_settings(method: str) -> tuple[str, ...]:

@@ -49,8 +49,8 @@ class LoraMixer:
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; V ``(C, D_in)``, zeros before training."""
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name)
-        return Prepared(bank, {PROTOTYPES: torch.zeros(len(bank.ranks), bank.d_in) if vectors is None else vectors})
+        start = torch.zeros(len(bank.ranks), bank.d_in)
+        return Prepared(bank, {PROTOTYPES: trained_vectors(bank, adapters, known, self.prototypes, self.name, start)})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`."""

@@ -48,8 +48,8 @@ class Lorahub:
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; w ``(C, 1)``, zeros before training."""
-        weights = trained_vectors(bank, adapters, known, self.prototypes, self.name, width=1)
-        weights = torch.zeros(len(bank.ranks), 1) if weights is None else weights
+        start = torch.zeros(len(bank.ranks), 1)
+        weights = trained_vectors(bank, adapters, known, self.prototypes, self.name, start)
         return Prepared(bank, {PROTOTYPES: weights}, merge="factors")
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:

@@ -59,11 +59,12 @@ class Maple:
         own = known.prototypes.get(self.prototypes or in_place(self.kind))
         if own is None and not self.prototypes:
             return _PARENTS[self.parent]().prepare(bank, adapters, known)
+        start = torch.zeros(len(bank.ranks), bank.d_in)
         if own is not None and any(adapters[expert] not in own for expert in bank.experts):
             # Adapters without a direction were no candidates of the parent when the set was trained, and are none now.
-            bank = _PARENTS[self.parent]().prepare(bank, adapters, known).bank
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, kind=self.kind)
-        assert vectors is not None
+            prepared = _PARENTS[self.parent]().prepare(bank, adapters, known)
+            bank, start = prepared.bank, prepared.tensors[PROTOTYPES]
+        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, start, kind=self.kind)
         return Prepared(bank, {PROTOTYPES: vectors})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:

@@ -60,11 +60,9 @@ class Mixlora:
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; G ``(C, D)``, of the block's inputs."""
         width = known.width or bank.d_in
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, width=width)
-        if vectors is None:
-            generator = torch.Generator().manual_seed(zlib.crc32(block_of(bank.module).encode()))
-            vectors = _START * torch.randn(len(adapters), width, generator=generator)[list(bank.experts)]
-        return Prepared(bank, {PROTOTYPES: vectors})
+        generator = torch.Generator().manual_seed(zlib.crc32(block_of(bank.module).encode()))
+        start = _START * torch.randn(len(adapters), width, generator=generator)[list(bank.experts)]
+        return Prepared(bank, {PROTOTYPES: trained_vectors(bank, adapters, known, self.prototypes, self.name, start)})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.OuterRouter`; x is the block's input ``(..., D)``."""

@@ -69,10 +69,9 @@ class Mole:
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; N ``(C, R)``, zeros before training, and factors of the B_e."""
-        width = bank.A.shape[0]
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, width=width, advice=_ADVICE)
+        start = torch.zeros(len(bank.ranks), bank.A.shape[0])
         tensors = {
-            PROTOTYPES: torch.zeros(len(bank.ranks), width) if vectors is None else vectors,
+            PROTOTYPES: trained_vectors(bank, adapters, known, self.prototypes, self.name, start, advice=_ADVICE),
             _COLUMNS: _columns(bank),
             _COMPONENTS: bank.components.to(bank.A.device),
             _LENGTHS: _triangles(bank),

@@ -50,8 +50,8 @@ class Phatgoose:
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; the vectors ``(C, D_in)``, zeros before training."""
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name)
-        return Prepared(bank, {PROTOTYPES: torch.zeros(len(bank.ranks), bank.d_in) if vectors is None else vectors})
+        start = torch.zeros(len(bank.ranks), bank.d_in)
+        return Prepared(bank, {PROTOTYPES: trained_vectors(bank, adapters, known, self.prototypes, self.name, start)})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.Router`."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from hub_router.errors import MethodError
@@ -22,12 +23,14 @@ def trained_vectors(
     known: ModuleFeatures,
     prototypes: str,
     method: str,
+    start: torch.Tensor,
     *,
     kind: str = "",
-    width: int | None = None,
     advice: str = "train a set over this pool with hub-router train, or leave these adapters out",
-) -> torch.Tensor | None:
-    """The vectors of a module's candidates from a prototype set.
+) -> torch.Tensor:
+    """The vectors of a module's candidates from a prototype set, or of a pool that is trained in place.
+
+    In place, candidates that were not trained yet have their start.
 
     Args:
         bank (ModuleBank): the candidates.
@@ -35,25 +38,25 @@ def trained_vectors(
         known (ModuleFeatures): of the module.
         prototypes (str): the set's name; empty for a pool that is trained in place.
         method (str): registry name of what needs them.
+        start (torch.Tensor): the vectors before training, ``(C, D)``.
         kind (str): of vectors, where it is not the method's name alone that says it.
-        width (int | None): length D of a vector; None for the module's D_in.
         advice (str): what to do about vectors that are missing or of another length.
 
     Returns:
-        torch.Tensor | None: float32 ``(C, D)``; None where the pool was never trained.
+        torch.Tensor: float32 ``(C, D)``.
 
     Raises:
         MethodError: the set is not at hand, lacks candidates, or has vectors of another length; names all of them.
     """
     key = prototypes or in_place(kind or method)
+    if not prototypes:
+        return _in_place(bank, adapters, known.prototypes.get(key, {}), start)
     if key not in known.prototypes:
-        if not prototypes:
-            return None
         raise MethodError(
             f"method {method!r}: prototype set {prototypes!r} is not at hand; in the catalog: hub-router prototypes "
             "list, in Python: prototypes='FILE.safetensors'"
         )
-    vectors, shape = known.prototypes[key], (bank.d_in if width is None else width,)
+    vectors, shape = known.prototypes[key], tuple(start.shape[1:])
     names = [adapters[expert] for expert in bank.experts]
     wrong = [
         f"{name!r} has {'none' if name not in vectors else f'one of shape {vectors[name].shape}'}"
@@ -66,6 +69,18 @@ def trained_vectors(
             f"{shape} for every adapter, but {', '.join(wrong)}; {advice}"
         )
     return torch.stack([torch.as_tensor(vectors[name], dtype=torch.float32) for name in names])
+
+
+def _in_place(
+    bank: ModuleBank, adapters: Sequence[str], vectors: Mapping[str, np.ndarray], start: torch.Tensor
+) -> torch.Tensor:
+    """What was trained, as far as it fits, in the place of the start."""
+    rows = start.to(torch.float32).clone()
+    for row, expert in zip(rows, bank.experts, strict=True):
+        vector = vectors.get(adapters[expert])
+        if vector is not None and vector.shape == tuple(row.shape):
+            row.copy_(torch.as_tensor(vector))
+    return rows
 
 
 def in_place(kind: str) -> str:

@@ -54,9 +54,8 @@ class Xlora:
 
     def prepare(self, bank: ModuleBank, adapters: Sequence[str], known: ModuleFeatures) -> Prepared:
         """See :class:`~hub_router.routing.base.Router`; V with b as its last column, zeros before training."""
-        width = known.width + 1
-        vectors = trained_vectors(bank, adapters, known, self.prototypes, self.name, width=width)
-        return Prepared(bank, {PROTOTYPES: torch.zeros(len(bank.ranks), width) if vectors is None else vectors})
+        start = torch.zeros(len(bank.ranks), known.width + 1)
+        return Prepared(bank, {PROTOTYPES: trained_vectors(bank, adapters, known, self.prototypes, self.name, start)})
 
     def route(self, tensors: Mapping[str, torch.Tensor], x: torch.Tensor, h: torch.Tensor | None) -> Gates:
         """See :class:`~hub_router.routing.base.OuterRouter`; x is z ``(..., D)``."""

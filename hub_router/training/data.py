@@ -288,6 +288,8 @@ def encode(
             first = prompt[:1] if prompt[0] == tokenizer.bos_token_id and room > 1 else []
             kept, cut = [*first, *prompt[len(prompt) - room + len(first) :]], cut + 1
         encoded.append(Encoded(place[each.adapter], tuple(kept), (*answer, *end)))
+    if cut:
+        _LOG.warning("%d prompts are longer than the model's %d positions and lose their beginning", cut, longest)
     if wrong:
         raise TrainingError(
             f"{len(wrong)} examples have no tokens in prompt or answer, or an answer longer than the model's "

@@ -16,7 +16,7 @@ from torch import nn
 
 from hub_router.composition.assemble import make_updates, prepare
 from hub_router.composition.attach import attach, detach, need_unrouted, routed_updates
-from hub_router.composition.base_model import base_name
+from hub_router.composition.base_model import base_id, base_name
 from hub_router.composition.layer import RoutedUpdate
 from hub_router.composition.outer import check_outer, widths_of
 from hub_router.composition.pool import check_pool, read_pool
@@ -34,7 +34,7 @@ from hub_router.routing.base import Gates, Router
 from hub_router.routing.registry import create
 from hub_router.training.balance import Spread
 from hub_router.training.data import Example, check_examples, data_hash, encode, split
-from hub_router.training.fit import checkpointing, finish
+from hub_router.training.fit import base_fingerprint, checkpointing, finish
 from hub_router.training.gating import Decision, ModuleState, Reading, Trainable, training
 from hub_router.training.loop import Loop, Outcome
 from hub_router.training.peft_adapter import InPlace, whole_folder, with_adapter
@@ -176,14 +176,14 @@ def fit_experts(
             settings=plan.settings,
             reading=reading,
             pad=pad_token(model, tokenizer),
-            fingerprint=_fingerprint(model, plan, pool, examples),
+            fingerprint=_fingerprint(model, plan, pool, examples, kept is not None),
             checkpoint=kept,
             log=None if log is None else Path(log),
         )
         outcome = run.go(encoded, aside, progress)
         vectors = vectors_of_updates((update for _, update in routed_updates(model)), [each.name for each in pool])
         made = _adapters(pool, factors)
-    base = base_name(model)
+    base = base_id(model)
     with whole_folder(folder) as draft:
         for each in made:
             write_adapter(draft / each.name, each, base, "SEQ_2_SEQ_LM" if has_encoder(model) else "CAUSAL_LM")
@@ -370,7 +370,9 @@ def _write_gates(
     write_prototypes(draft / GATES_FILE, prototypes)
 
 
-def _fingerprint(model: Any, plan: _Plan, pool: Sequence[LoraAdapter], examples: Sequence[Example]) -> dict[str, Any]:
+def _fingerprint(
+    model: Any, plan: _Plan, pool: Sequence[LoraAdapter], examples: Sequence[Example], stored: bool
+) -> dict[str, Any]:
     """What the adapters depend on."""
     start = hashlib.sha256()
     for adapter in pool:
@@ -379,7 +381,7 @@ def _fingerprint(model: Any, plan: _Plan, pool: Sequence[LoraAdapter], examples:
             for tensor in (each.A, each.B):
                 start.update(tensor.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return {
-        "base model": base_name(model),
+        **base_fingerprint(model, stored),
         "training": plan.described,
         "preserve": plan.preserve,
         "settings": {key: value for key, value in plan.settings.to_json().items() if key != "save_every"},

@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 
 from hub_router.composition.attach import routed_updates
-from hub_router.composition.base_model import base_name
+from hub_router.composition.base_model import base_id, base_name
 from hub_router.composition.reference import fingerprint
 from hub_router.composition.routed import RoutedModel
 from hub_router.composition.text import has_encoder, pad_token
@@ -240,6 +240,24 @@ def _origin(start: str) -> str:
     return read_prototypes(Path(start).expanduser()).method if is_set_file(start) else start
 
 
+def base_fingerprint(model: Any, stored: bool) -> dict[str, Any]:
+    """What of the base model and the machine a run's weights depend on.
+
+    Args:
+        model (PreTrainedModel): the base model; what is attached to it does not count.
+        stored (bool): whether there are checkpoints, for whose sake alone its weights are hashed.
+
+    Returns:
+        dict[str, Any]: for a checkpoint's fingerprint.
+    """
+    return {
+        "base model": base_name(model),
+        "base weights": fingerprint(model) if stored else "",
+        "processes": PartialState(cpu=model.device.type == "cpu").num_processes,
+        "device": model.device.type,
+    }
+
+
 def _fingerprint(
     routed: RoutedModel, recipe: Recipe, settings: TrainingSettings, examples: Sequence[Example], stored: bool
 ) -> dict[str, Any]:
@@ -249,10 +267,7 @@ def _fingerprint(
         for module, vector in sorted(vectors.items()):
             start.update(f"{name} {module}".encode() + vector.tobytes())
     return {
-        "base model": base_name(routed.model),
-        "base weights": fingerprint(routed.model) if stored else "",
-        "processes": PartialState(cpu=routed.model.device.type == "cpu").num_processes,
-        "device": routed.model.device.type,
+        **base_fingerprint(routed.model, stored),
         "method": routed.method.name,
         "hyperparameters": hyperparameters_of(routed.method),
         "recipe": repr(recipe),
@@ -278,7 +293,7 @@ def _prototypes(
     trained = [name for name in routed.adapters if name in vectors]
     return Prototypes(
         method=method.name,
-        base_model=base_name(routed.model),
+        base_model=base_id(routed.model),
         members=tuple(PrototypeMember(name, hashes[name], vectors[name]) for name in trained),
         parent=_origin(start) or chosen.get("parent", ""),
         hyperparameters={**chosen, "recipe": repr(recipe), **settings.to_json()},

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, cast
 
 import peft
 import torch
@@ -20,20 +21,22 @@ from hub_router.errors import TrainingError
 from hub_router.progress import SILENT, Progress
 from hub_router.training.balance import Spread
 from hub_router.training.data import Example, check_examples, data_hash, encode, split
-from hub_router.training.fit import checkpointing, finish
+from hub_router.training.fit import base_fingerprint, checkpointing, finish
 from hub_router.training.gating import Reading
 from hub_router.training.loop import Loop, Outcome
-from hub_router.training.recipe import Phase
+from hub_router.training.recipe import Objective, Phase
 from hub_router.training.settings import TrainingSettings
 
+# What the commands call PEFT's types.
+_KINDS = {"PeftType.LORA": "shared", "PeftType.EWORA": "ewora"}
 SETTINGS = TrainingSettings(learning_rate=1e-4, batch_size=16, epochs=1.0, warmup=0.06)
 
 
 @dataclass(frozen=True)
-class _Shared:
+class _TaskLoss:
     """The task's loss alone."""
 
-    name: ClassVar[str] = "shared"
+    name: str
 
     def balance(self, spreads: Sequence[Spread], done: float) -> torch.Tensor | None:
         """See :class:`~hub_router.training.recipe.Objective`; none."""
@@ -156,6 +159,8 @@ def fit_adapter(
     encoded, held_out = (
         encode(part, tasks, tokenizer, longest, has_encoder(model)) if part else [] for part in (learned, held)
     )
+    # Before the adapter is on it.
+    base = base_fingerprint(model, checkpoint is not None)
     with (
         torch.random.fork_rng(),
         with_adapter(model, config, settings.seed) as adapted,
@@ -164,12 +169,12 @@ def fit_adapter(
         run = Loop(
             model=model,
             gates={name: InPlace(each) for name, each in adapted.named_parameters() if each.requires_grad},
-            recipe=_Shared(),
+            recipe=cast(Objective, _TaskLoss(_KINDS.get(str(config.peft_type), str(config.peft_type)))),
             phases=(Phase("shared", (), tuple(range(len(tasks)))),),
             settings=settings,
             reading=Reading(),
             pad=pad_token(model, tokenizer),
-            fingerprint=_fingerprint(model, config, settings, examples),
+            fingerprint={**base, **_fingerprint(config, settings, examples)},
             checkpoint=None if checkpoint is None else Path(checkpoint),
             log=None if log is None else Path(log),
         )
@@ -201,7 +206,10 @@ def with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
     pretraining = getattr(model.config, "pretraining_tp", None)
     torch.manual_seed(seed)
     try:
-        adapted = peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for an attribute by its old name.
+            warnings.simplefilter("ignore", FutureWarning)
+            adapted = peft.get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise TrainingError(f"PEFT cannot put the adapter on {base_name(model)}: {error}") from error
     try:
@@ -240,10 +248,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _fingerprint(model: Any, config: Any, settings: TrainingSettings, examples: Sequence[Example]) -> dict[str, Any]:
-    """What the adapter depends on."""
+def _fingerprint(config: Any, settings: TrainingSettings, examples: Sequence[Example]) -> dict[str, Any]:
+    """What the adapter depends on beside the base model."""
     return {
-        "base model": base_name(model),
         **{f"adapter {key}": _plain(value) for key, value in config.to_dict().items()},
         "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
         "data": data_hash(examples),

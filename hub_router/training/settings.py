@@ -76,7 +76,7 @@ class TrainingSettings:
             f"{name}={getattr(self, name)!r}, expected {valid}" for name, (good, valid) in rules.items() if not good
         ]
         if self.patience and not (self.validation and self.evaluate_every):
-            faults.append("patience needs validation and evaluate_every above 0")
+            faults.append(f"patience={self.patience!r} without validation and evaluate_every above 0")
         if faults:
             raise TrainingError(f"training cannot use {'; '.join(faults)}")
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_world import Run, World
+from cli_world import Run, World, save_adapter
 
 POOL = "colours,capitals,moods"
 QUICK = ("--set", "steps=3", "--set", "batch_size=4")
@@ -55,11 +57,13 @@ def test_new_experts_by_the_labels_of_their_tasks(
     assert not (tmp_path / "out").exists()
     result = run(*given)
     assert "experts (2 adapters), 3 steps on 12 examples" in result.stdout
-    for command in ("Next: hub-router sync ", "Then: hub-router compose NAME up down"):
+    folder = tmp_path / "out"
+    for command in (f"Next: hub-router sync {folder}/up", f"Then: hub-router compose NAME up={folder}/up down="):
         assert command in result.stderr
+    assert json.loads((folder / "up" / "adapter_config.json").read_text())["base_model_name_or_path"] == str(world.base)
     assert not (tmp_path / "out" / "gates.safetensors").exists()
     run("sync", tmp_path / "out" / "up", tmp_path / "out" / "down")
-    run("compose", "both", "up", "down", "--base-model", world.base, "--method", "uniform")
+    run("compose", "both", f"up={folder}/up", f"down={folder}/down", "--method", "uniform")
     assert "exists and is left as it is" in run(*given, status=1).stderr
 
 
@@ -95,6 +99,14 @@ def test_adapters_of_the_catalog_are_trained_on(run_json: Callable[..., Any], ru
     ]
     refused = run("train", "lora-mixer", "--adapters", POOL, "--out", tmp_path / "more", "--set", "r=4", status=1)
     assert "r are settings of new adapters" in refused.stderr
+    number = ("train", "mixlora", "--adapters", POOL, "--out", tmp_path / "more", "--set", "experts=4")
+    assert "experts are settings of new adapters" in run(*number, status=1).stderr
+    # What was printed works, although every name now stands for two adapters.
+    hint = next(
+        line for line in run(*given[:4], "--out", tmp_path / "again", *QUICK).stderr.splitlines() if "Then: " in line
+    )
+    run("sync", *(tmp_path / "again" / name for name in POOL.split(",")))
+    run(*shlex.split(hint.partition("hub-router ")[2].replace("NAME", "joined")))
 
 
 def test_what_is_wrong_is_said_before_anything_is_trained(run: Run, world: World, lines: Path, tmp_path: Path) -> None:
@@ -114,3 +126,38 @@ def test_what_is_wrong_is_said_before_anything_is_trained(run: Run, world: World
 def test_settings_of_experts_are_listed(run_json: Callable[..., Any]) -> None:
     found = {each["name"]: each["default"] for each in run_json("train", "experts", "--settings")["settings"]}
     assert (found["r"], found["learning_rate"], found["target_modules"]) == (8, 1e-5, "all-linear")
+    joint = run_json("train", "mixlora", "--settings", "--out", "unused")["settings"]
+    found = {each["name"]: each["default"] for each in joint}
+    assert (found["experts"], found["preserve"], found["r"], found["alpha"]) == (8, 0.0, 8, 0.01)
+    assert "prototypes" not in found
+
+
+def test_adapters_that_changed_since_their_sync_are_refused_before_training(
+    run: Run, world: World, home: Path, tmp_path: Path
+) -> None:
+    folders = [shutil.copytree(world.adapters[name], tmp_path / "mine" / f"my-{name}") for name in ("colours", "moods")]
+    run("sync", *folders)
+    save_adapter(world.base, folders[0], "colours", seed=7)
+    for given in (("maple", "--dry-run"), ("maple",), ("lora-mixer", "--out", tmp_path / "out")):
+        refused = run("train", given[0], "--adapters", "my-colours,my-moods", *given[1:], *QUICK, status=1)
+        assert f"synced: my-colours; run: hub-router sync {folders[0]}" in refused.stderr
+
+
+def test_a_set_of_other_weights_or_another_base_is_told(
+    run: Run, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = [shutil.copytree(world.adapters[name], tmp_path / "mine" / f"my-{name}") for name in ("colours", "moods")]
+    run("sync", *folders)
+    run("train", "xlora", "--adapters", "my-colours,my-moods", *QUICK)
+    exported = tmp_path / "xlora.safetensors"
+    run("prototypes", "export", "xlora", exported)
+    other = shutil.copytree(world.base, tmp_path / "other")
+    given = ("compose", "mine", "my-colours", "my-moods", "--method", "xlora", "--replace")
+    for name in ("xlora", exported):
+        caplog.clear()
+        run(*given, "--base", other, "--set", f"prototypes={name}")
+        assert f"was trained on {world.base}, and this pool is on {other}" in caplog.text
+    save_adapter(world.base, folders[0], "colours", seed=7)
+    run("sync", folders[0])
+    refused = run(*given, "--set", f"prototypes={exported}", status=1)
+    assert "was made for other weights of: my-colours" in refused.stderr

@@ -12,7 +12,16 @@ import peft
 import pytest
 import torch
 from compose_models import ATTENTION, MLP, assert_close, llama, make_tokenizer, opt, prompt_ids, save_adapter
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hub_router import RoutedModel, compose
 from hub_router.composition.attach import routed_updates
@@ -344,3 +353,42 @@ def test_gradient_checkpointing_gives_the_same_gradients(pool: dict[str, Path], 
         (gradient,) = torch.autograd.grad(losses[0] + 2 * losses[1], embeddings)
         found.append(gradient)
     assert_close(found[1], found[0])
+
+
+def test_mixlora_of_a_mixture_gates_its_maps_one_by_one(tmp_path: Path) -> None:
+    """The blocks of a mixture see some of the tokens each, and their parent is no block of its own."""
+    torch.manual_seed(0)
+    config = Qwen2MoeConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=2,
+        shared_expert_intermediate_size=24, num_attention_heads=4, num_key_value_heads=4, num_experts=4,
+        num_experts_per_tok=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = Qwen2MoeForCausalLM(config).eval()
+    targets = ["q_proj", "down_proj", "gate_proj", "shared_expert_gate"]
+    folders = {
+        f"e{seed}": save_adapter(copy.deepcopy(model), tmp_path / f"e{seed}", seed, r=2, target_modules=targets)
+        for seed in range(3)
+    }
+    routed = compose(model, folders, "mixlora", tokenizer=make_tokenizer())
+    assert len(routed.generate(["one", "a longer prompt"], max_new_tokens=3)) == 2
+    alone = compose(copy.deepcopy(routed.detach()), {"e1": folders["e1"]}, "uniform")
+    single = compose(model, {"e1": folders["e1"]}, "mixlora")
+    assert_close(logits(single, prompt_ids(2, 6)), logits(alone, prompt_ids(2, 6)))
+
+
+def test_xlora_generates_with_a_state(tmp_path: Path) -> None:
+    """Mamba, whose cache has no keys."""
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2, state_size=4, pad_token_id=0)
+    model = MambaForCausalLM(config).eval()
+    folders = {
+        f"e{seed}": save_adapter(
+            copy.deepcopy(model), tmp_path / f"e{seed}", seed, r=2, target_modules=["in_proj", "x_proj"]
+        )
+        for seed in range(2)
+    }
+    routed = compose(model, folders, "xlora")
+    ids = prompt_ids(2, 6)
+    made = routed.model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    again = routed.model.generate(ids, max_new_tokens=4, min_new_tokens=4, do_sample=False, use_cache=False)
+    assert torch.equal(made, again)

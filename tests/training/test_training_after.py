@@ -12,7 +12,7 @@ import pytest
 import torch
 from compose_models import ATTENTION, llama, save_adapter
 from safetensors.torch import load_file, save_file
-from training_models import DECODER_METHODS, logits, same_vectors
+from training_models import DECODER_METHODS, SHORT, logits, same_vectors
 
 from hub_router.composition.build import compose
 from hub_router.composition.routed import RoutedModel
@@ -142,14 +142,20 @@ def test_members_of_the_file_can_be_added_later(
     assert same_vectors(routed.vectors, expected.vectors)
 
 
-def test_a_new_adapter_has_no_vectors(pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str) -> None:
+def test_a_new_adapter_starts_untrained(pool: Any, tokenizer: Any, examples: Any, tmp_path: Path, method: str) -> None:
+    """What was trained stays, and the pool can be trained again."""
     routed, _ = trained(pool, tokenizer, examples, method)
     extra = save_adapter(llama(), tmp_path / "extra", 77, r=2, target_modules=ATTENTION)
-    outputs = logits(routed)
-    with pytest.raises(MethodError, match=r"'extra' has none"):
-        routed.add_adapters({"extra": extra})
-    assert routed.adapters == tuple(pool)
-    assert torch.equal(logits(routed), outputs)
+    before = routed.vectors
+    routed.add_adapters({"extra": extra})
+    assert any("gates of extra are as before training" in note for note in routed.notes)
+    assert same_vectors({name: own for name, own in routed.vectors.items() if name != "extra"}, before)
+    untrained = compose(llama(), {**pool, "extra": extra}, method)
+    assert same_vectors({"extra": routed.vectors["extra"]}, {"extra": untrained.vectors["extra"]})
+    fit(routed, examples, settings=SHORT)
+    routed.remove_adapters("extra")
+    routed.add_adapters({"extra": extra})
+    assert routed.adapters == (*pool, "extra")
 
 
 def test_untrained_gates_follow_another_pool(pool: Any, tokenizer: Any, tmp_path: Path, method: str) -> None:

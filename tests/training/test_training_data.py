@@ -434,3 +434,8 @@ def test_adapters_are_drawn_uniformly_and_their_examples_too() -> None:
     own = Counter(each.prompt for each in drawn if each.adapter == 1)
     assert len(own) == 20
     assert all(abs(count - tasks[1] / 20) < 5 * (tasks[1] / 20) ** 0.5 for count in own.values())
+
+
+def test_prompts_that_lose_their_beginning_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    encode([Example("red", "x" * 50, "yes"), Example("red", "x", "yes")], POOL, make_tokenizer(), 20, encoder=False)
+    assert "1 prompts are longer than the model's 20 positions and lose their beginning" in caplog.text
