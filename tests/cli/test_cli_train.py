@@ -109,7 +109,7 @@ def test_an_adapter_of_a_file_without_a_catalog(
     given = ("--base", world.base, "--data", data, *QUICK)
     assert run_json("train", "shared", "--out", tmp_path / "made", *given, "--set", "r=2")["examples"] == 1
     assert (
-        "LoraConfig cannot be made"
+        "there are no settings rr of shared"
         in run("train", "shared", "--out", tmp_path / "b", *given, "--set", "rr=2", status=1).stderr
     )
     assert "--out DIR" in run("train", "shared", *given, status=2).stderr
