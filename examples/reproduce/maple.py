@@ -62,8 +62,7 @@ def jobs(seeds: Sequence[int]) -> list[Job]:
     first = seeds[:1]
     runs = [(pool, "arrow", mode, first) for pool in ("zoo", "strong") for mode in _UNTRAINED]
     runs += [("zoo", "arrow", mode, seeds) for mode in ("none", "after")]
-    runs += [("strong", "arrow", mode, seeds) for mode in ("none", "after")]
-    runs += [("strong", "arrow", "before", first)]
+    runs += [("strong", "arrow", mode, seeds) for mode in ("none", "after", "before")]
     runs += [("strong", "phatgoose", mode, first) for mode in ("parent", "none", "after")]
     return [
         (pool, parent, mode, seed, task)

@@ -11,7 +11,7 @@ from hub_router.errors import TrainingError
 from hub_router.hub.adaptertraining import AdapterSummary, checked_run, checkpoint_of, read_tasks
 from hub_router.hub.composing import checked_pool, load_base, need_synced
 from hub_router.hub.trainingdata import TrainingData
-from hub_router.hub.trainingoptions import EXPERTS, HARD, NUMBER, adapter_config, with_given
+from hub_router.hub.trainingoptions import EXPERTS, NUMBER, adapter_config, with_given
 from hub_router.progress import Progress
 from hub_router.store.selection import AdapterRef
 from hub_router.store.session import Store
@@ -56,7 +56,7 @@ def train_experts(
 
     given = _sorted_out(kind, options)
     members, base, examples, notes = read_tasks(
-        store, kind, adapters, base_model, data, labelled=kind == HARD, progress=progress
+        store, kind, adapters, base_model, data, labelled=kind == EXPERTS, progress=progress
     )
     new = [*given.config, *(["experts"] if "experts" in options else [])]
     if members and new:
@@ -106,7 +106,7 @@ def _sorted_out(kind: str, options: Mapping[str, Any]) -> _Given:
     from hub_router.training.settings import TrainingSettings
 
     loop = {each.name for each in fields(TrainingSettings)}
-    gated = kind != HARD
+    gated = kind != EXPERTS
     recipe = ("top_k", *recipe_options(kind, options.get("balance"))) if gated else ()
     own = ("preserve", *(("experts",) if kind == "mixlora" else ()))
     config = {each.name for each in fields(LoraConfig)} - set(recipe)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # What trains an adapter of PEFT, not gates; and several of them, each on the examples of its name.
 ADAPTER_KINDS = ("shared", "ewora")
-EXPERTS = HARD = "experts"
+EXPERTS = "experts"
 # How many experts mixlora makes.
 NUMBER = 8
 # Methods whose adapters can be trained along with their gates.
