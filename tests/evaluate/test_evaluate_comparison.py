@@ -123,7 +123,7 @@ def test_columns_carry_settings() -> None:
 def test_all_stands_for_every_method_that_needs_no_setting() -> None:
     columns = read_columns(["all", "ties", "arrow:top_k=1"], {})
     titles = [each.title for each in columns]
-    told = ("base", "single", "phatgoose", "maple", "lora-mixer", "lorahub", "mole")
+    told = ("base", "single", "phatgoose", "maple", "lora-mixer", "lorahub", "mole", "xlora", "mixlora")
     assert titles == ["base", "own", *(name for name in METHODS if name not in told), "arrow:top_k=1"]
     # What was named as well must not be left out in silence.
     assert [each.title for each in columns if each.asked] == ["ties", "arrow:top_k=1"]

@@ -49,7 +49,7 @@ def test_every_wrong_value_is_named_at_once() -> None:
 
 @pytest.mark.parametrize("given", [{}, {"validation": 0.2}, {"evaluate_every": 5}])
 def test_patience_needs_what_it_waits_for(given: dict[str, Any]) -> None:
-    with pytest.raises(TrainingError, match="patience needs validation and evaluate_every above 0"):
+    with pytest.raises(TrainingError, match="patience=2 without validation and evaluate_every above 0"):
         TrainingSettings(patience=2, **given)
     assert TrainingSettings(patience=2, validation=0.2, evaluate_every=5).patience == 2
 
