@@ -224,11 +224,10 @@ class _Block:
                 f"{tuple(gates.weights.shape[:-1])}; leave adapters of this module out"
             )
         assert gates.indices is not None
-        gates = Gates(gates.weights.reshape(*leading, -1), gates.indices.reshape(*leading, -1))
-        assert gates.indices is not None
+        weights, indices = gates.weights.reshape(*leading, -1), gates.indices.reshape(*leading, -1)
         chosen = slice(turn.place, turn.place + 1)
-        here = (gates.weights[..., chosen].detach() != 0).to(gates.weights.dtype)
-        return Gates(here, gates.indices[..., chosen]), None if turn.place else gates
+        here = (weights[..., chosen].detach() != 0).to(weights.dtype)
+        return Gates(here, indices[..., chosen]), None if turn.place else Gates(weights, indices)
 
     def _among(self, update: Routed, gates: Gates) -> Gates:
         """The leader's gates, of those candidates that a map has; others have no weight."""

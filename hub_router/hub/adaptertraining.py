@@ -176,10 +176,10 @@ def checked_run(
     from hub_router.training.checkpoint import is_left
     from hub_router.training.data import data_hash, split
     from hub_router.training.loop import planned_steps
+    from hub_router.training.peft_adapter import need_new
     from hub_router.training.recipe import Phase
 
-    if folder.exists():
-        raise TrainingError(f"{folder} exists and is left as it is; name a folder that does not")
+    need_new(folder)
     model: Any = empty_model(base)
     tasks = list(dict.fromkeys(each.adapter for each in examples))
     encoded_examples(base, model, examples, tasks)
@@ -192,7 +192,7 @@ def checked_run(
     of_task = [tasks.index(each.adapter) for each in learned]
     steps = planned_steps(Phase("shared", (), tuple(range(len(tasks)))), of_task, settings)
     known = {
-        "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
+        "settings": settings.decisive,
         "data": data_hash(examples),
     }
     left = checkpoint is not None and is_left(checkpoint, known)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +158,7 @@ def checked_pool(
     if set_of(router):
         # Only here does it show whether the set has vectors for all of these adapters.
         widths = widths_of(model, router, bank.modules)
-        prepare(router, bank, replace(with_set_file(features, router, pool), widths=widths))
+        prepare(router, bank, dataclasses.replace(with_set_file(features, router, pool), widths=widths))
     return pool
 
 

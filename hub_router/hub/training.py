@@ -230,7 +230,7 @@ def _checked(plan: _Plan, folder: Path | None) -> tuple[str, ...]:
         "method": plan.router.name,
         "hyperparameters": hyperparameters_of(plan.router),
         "recipe": repr(plan.recipe),
-        "settings": {key: value for key, value in plan.settings.to_json().items() if key != "save_every"},
+        "settings": plan.settings.decisive,
         "data": data_hash(plan.examples),
         "adapters": list(hashes.items()),
     }

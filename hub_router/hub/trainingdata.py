@@ -233,23 +233,12 @@ def _of_dataset(
 
 @contextmanager
 def _rows(name: str, columns: DataColumns) -> Iterator[Iterator[Mapping[str, Any]]]:
-    """Rows with ``input``, ``output`` and ``adapter``; the only place beside ``sync`` that loads the library."""
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise SamplesError(
-            f"a dataset is read with the datasets library, which is not installed ({error}); "
-            "run: pip install 'hub-router[datasets]'"
-        ) from error
-    from hub_router.sync.dataset import Columns, source_of, translated
+    """Rows with ``input``, ``output`` and ``adapter``."""
+    from hub_router.sync.dataset import Columns, load
 
     place = Columns(name, columns.input, columns.output, columns.config, columns.split)
     with TemporaryDirectory() as scratch:
-        source = source_of(place, scratch)
-        with translated(place):
-            dataset = datasets.load_dataset(**source, split=columns.split, streaming=True)
-            # Without a schema the first row tells the columns.
-            held = dataset.column_names or list(next(iter(dataset), {}))
+        dataset, held = load(place, scratch)
         label = columns.adapter or next((each for each in _OF_ADAPTER if each in held), None)
         taken = {"input": columns.input, "output": columns.output} | ({"adapter": label} if label else {})
         absent = sorted({column for column in taken.values() if column not in held})

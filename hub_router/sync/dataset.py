@@ -1,4 +1,4 @@
-"""Samples from the columns of a dataset, read by the ``datasets`` library, which is an extra.
+"""Samples from the columns of a dataset; the only caller of the ``datasets`` library, which is an extra.
 
 A dataset of the Hub is read row by row and only the split asked for, so nothing of it is kept on disk. The library runs
 no code of a dataset: it refuses scripts and pickles.
@@ -98,19 +98,8 @@ def read_dataset(columns: Columns, split: str, limit: int, progress: Progress = 
 
 def _open(columns: Columns, scratch: str) -> tuple[Iterator[Mapping[str, Any]], Sequence[str]]:
     """The rows, and the names of the classes where the output column holds their numbers."""
-    try:
-        import datasets
-    except ModuleNotFoundError as error:
-        raise SamplesError(
-            f"a dataset is read with the datasets library, which is not installed ({error}); "
-            "run: pip install 'hub-router[datasets]'"
-        ) from error
-    source = source_of(columns, scratch)
+    dataset, held = load(columns, scratch)
     wanted = list(dict.fromkeys(name for name in (columns.input, columns.output) if name is not None))
-    with translated(columns):
-        dataset = datasets.load_dataset(**source, split=columns.split, streaming=True)
-        # Without a schema the first row tells the columns; with one no row is read, for it may hold images to decode.
-        held = dataset.column_names or list(next(iter(dataset), {}))
     absent = [name for name in wanted if name not in held]
     if held and absent:
         raise SamplesError(
@@ -123,6 +112,33 @@ def _open(columns: Columns, scratch: str) -> tuple[Iterator[Mapping[str, Any]], 
 def _rows(dataset: Iterable[Mapping[str, Any]], columns: Columns) -> Iterator[Mapping[str, Any]]:
     with translated(columns):
         yield from dataset
+
+
+def load(columns: Columns, scratch: str) -> tuple[Any, Sequence[str]]:
+    """One split of a dataset, whose rows are read as they are asked for.
+
+    Args:
+        columns (Columns): of the dataset.
+        scratch (str): folder for what the library makes of local files.
+
+    Returns:
+        tuple[datasets.IterableDataset, Sequence[str]]: the split, and its columns; none where it has no rows.
+
+    Raises:
+        SamplesError: the library is not installed, or the dataset cannot be found, reached or read.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise SamplesError(
+            f"a dataset is read with the datasets library, which is not installed ({error}); "
+            "run: pip install 'hub-router[datasets]'"
+        ) from error
+    source = _source(columns, scratch)
+    with translated(columns):
+        dataset = datasets.load_dataset(**source, split=columns.split, streaming=True)
+        # Without a schema the first row tells the columns; with one no row is read, for it may hold images to decode.
+        return dataset, dataset.column_names or list(next(iter(dataset), {}))
 
 
 @contextmanager
@@ -147,19 +163,8 @@ def translated(columns: Columns) -> Iterator[None]:
         raise SamplesError(f"{_place(columns)} cannot be read: {said}") from error
 
 
-def source_of(columns: Columns, scratch: str) -> dict[str, Any]:
-    """Arguments that tell the library which dataset is meant.
-
-    Args:
-        columns (Columns): of the dataset.
-        scratch (str): folder for what the library makes of local files.
-
-    Returns:
-        dict[str, Any]: of ``datasets.load_dataset``.
-
-    Raises:
-        SamplesError: it is neither a folder, a file of a kind that is read, nor an id of the Hub.
-    """
+def _source(columns: Columns, scratch: str) -> dict[str, Any]:
+    """Arguments that tell the library which dataset is meant."""
     path = Path(columns.name).expanduser()
     if path.is_dir():
         return {"path": str(path.resolve()), "name": columns.config, "cache_dir": scratch}

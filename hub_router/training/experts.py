@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -33,11 +34,11 @@ from hub_router.prototypes import PrototypeMember, Prototypes, write_prototypes
 from hub_router.routing.base import Gates, Router
 from hub_router.routing.registry import create
 from hub_router.training.balance import Spread
-from hub_router.training.data import Example, check_examples, data_hash, encode, split
-from hub_router.training.fit import base_fingerprint, checkpointing, finish
+from hub_router.training.data import Example, check_examples, data_hash
+from hub_router.training.fit import base_fingerprint, checkpointing, encoded_parts, finish
 from hub_router.training.gating import Decision, ModuleState, Reading, Trainable, training
 from hub_router.training.loop import Loop, Outcome
-from hub_router.training.peft_adapter import InPlace, whole_folder, with_adapter
+from hub_router.training.peft_adapter import InPlace, TaskLoss, need_new, whole_folder, with_adapter
 from hub_router.training.recipe import Objective, Phase
 from hub_router.training.registry import create_recipe
 from hub_router.training.settings import TrainingSettings
@@ -92,7 +93,8 @@ def fresh_experts(model: Any, names: Sequence[str], config: Any, seed: int = 0) 
             with with_adapter(model, config, seed + place) as adapted:
                 adapted.save_pretrained(Path(folder) / str(place), save_embedding_layers=False)
             found.append(read_adapter(Path(folder) / str(place), name))
-        return tuple(_copied(each) for each in found)
+        # In memory of their own: their files are about to go.
+        return tuple(replace(copy.deepcopy(each), path=None) for each in found)
 
 
 def fit_experts(
@@ -143,18 +145,13 @@ def fit_experts(
         HubRouterError: the adapters do not fit the model, or the method.
     """
     folder, kept = Path(out).expanduser(), None if checkpoint is None else Path(checkpoint)
-    if folder.exists():
-        raise TrainingError(f"{folder} exists and is left as it is; name a folder that does not")
+    need_new(folder)
     plan = _plan(method, options, settings, preserve)
     pool, unreadable = read_pool(experts)
     tasks = list(dict.fromkeys(each.adapter for each in examples))
     names = [each.name for each in pool] if method == HARD else tasks
     check_examples(examples, names, labelled=method == HARD)
-    learned, held = split(examples, plan.settings.validation, plan.settings.seed)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    encoded, aside = (
-        encode(part, names, tokenizer, longest, has_encoder(model)) if part else [] for part in (learned, held)
-    )
+    encoded, aside = encoded_parts(model, tokenizer, examples, names, plan.settings)
     reading = Reading()
     with (
         torch.enable_grad(),
@@ -217,7 +214,7 @@ def _plan(method: str, options: Mapping[str, Any], settings: TrainingSettings | 
     if method == HARD:
         if options:
             raise TrainingError(f"{HARD} are trained without options {', '.join(options)}")
-        return _Plan(create(MIXER, {}), _hard, _Label(), settings or SETTINGS, beta, HARD)
+        return _Plan(create(MIXER, {}), _hard, cast(Objective, TaskLoss(HARD)), settings or SETTINGS, beta, HARD)
     shape = {key: value for key, value in options.items() if key in ("top_k",)}
     recipe = create_recipe(method, {key: value for key, value in options.items() if key not in shape})
     router = create(method, shape)
@@ -229,17 +226,6 @@ def _plan(method: str, options: Mapping[str, Any], settings: TrainingSettings | 
 def _hard(state: ModuleState, x: torch.Tensor) -> Decision:
     """Hard routing: all weight to the adapter of the token's own task."""
     return Decision(Gates((state.experts == state.own).to(torch.float32)))  # [..., C]
-
-
-@dataclass(frozen=True)
-class _Label:
-    """The task's loss alone."""
-
-    name: ClassVar[str] = HARD
-
-    def balance(self, spreads: Sequence[Spread], done: float) -> torch.Tensor | None:
-        """See :class:`~hub_router.training.recipe.Objective`; none."""
-        return None
 
 
 @dataclass(eq=False)
@@ -324,14 +310,6 @@ def _is_more(factors: LoraFactors) -> bool:
     return factors.lookup or len(factors.tensors) > 2
 
 
-def _copied(adapter: LoraAdapter) -> LoraAdapter:
-    """The adapter in memory of its own: its file is about to go."""
-    modules = {
-        name: LoraFactors(each.A.clone(), each.B.clone(), each.scaling) for name, each in adapter.modules.items()
-    }
-    return LoraAdapter(adapter.name, None, adapter.base_model, modules, adapter.weights_hash)
-
-
 def _adapters(pool: Sequence[LoraAdapter], factors: Mapping[str, _Factors]) -> list[LoraAdapter]:
     """The pool with the factors that were trained."""
     modules: dict[str, dict[str, LoraFactors]] = {each.name: {} for each in pool}
@@ -384,7 +362,7 @@ def _fingerprint(
         **base_fingerprint(model, stored),
         "training": plan.described,
         "preserve": plan.preserve,
-        "settings": {key: value for key, value in plan.settings.to_json().items() if key != "save_every"},
+        "settings": plan.settings.decisive,
         "data": data_hash(examples),
         "start": start.hexdigest(),
     }

@@ -26,6 +26,7 @@ from hub_router.records import Sample
 from hub_router.routing.registry import hyperparameters_of
 from hub_router.training.checkpoint import remove
 from hub_router.training.data import (
+    Encoded,
     Example,
     check_examples,
     data_hash,
@@ -108,12 +109,7 @@ def fit(
         raise TrainingError(f"settings is {settings!r}, expected TrainingSettings(...)")
     settings = recipe.settings if settings is None else settings
     examples = _examples(data, routed.adapters, needs_labels(recipe))
-    learned, held = split(examples, settings.validation, settings.seed)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    encoded, held_out = (
-        encode(part, routed.adapters, routed.tokenizer, longest, has_encoder(model)) if part else []
-        for part in (learned, held)
-    )
+    encoded, held_out = encoded_parts(model, routed.tokenizer, examples, routed.adapters, settings)
     reading = Reading()
     rule = partial(recipe.gate, routed.method)
     with (
@@ -146,6 +142,32 @@ def fit(
     if folder is not None and not keep_checkpoint:
         finish(model, folder)
     return FitResult(prototypes, outcome.loss, outcome.validation, outcome.steps)
+
+
+def encoded_parts(
+    model: Any, tokenizer: Any, examples: Sequence[Example], names: Sequence[str], settings: TrainingSettings
+) -> tuple[list[Encoded], list[Encoded]]:
+    """Examples in tokens, some of them set aside.
+
+    Args:
+        model (PreTrainedModel): that is to read them.
+        tokenizer (PreTrainedTokenizerBase): its tokenizer.
+        examples (Sequence[Example]): checked.
+        names (Sequence[str]): of the adapters or tasks that the examples name.
+        settings (TrainingSettings): say how many are set aside.
+
+    Returns:
+        tuple[list[Encoded], list[Encoded]]: to learn from, and for validation; the latter may be empty.
+
+    Raises:
+        TrainingError: an example cannot be learned, or none would be set aside.
+    """
+    longest = getattr(model.config, "max_position_embeddings", None)
+    learned, held = (
+        encode(part, names, tokenizer, longest, has_encoder(model)) if part else []
+        for part in split(examples, settings.validation, settings.seed)
+    )
+    return learned, held
 
 
 def finish(model: Any, checkpoint: Path) -> None:
@@ -271,7 +293,7 @@ def _fingerprint(
         "method": routed.method.name,
         "hyperparameters": hyperparameters_of(routed.method),
         "recipe": repr(recipe),
-        "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
+        "settings": settings.decisive,
         "data": data_hash(examples),
         "adapters": list(routed.weights_hashes.items()),  # vectors are rows in their order
         "start": start.hexdigest(),

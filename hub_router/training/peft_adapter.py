@@ -16,12 +16,12 @@ import torch
 from accelerate import PartialState
 
 from hub_router.composition.base_model import base_name
-from hub_router.composition.text import has_encoder, pad_token
+from hub_router.composition.text import pad_token
 from hub_router.errors import TrainingError
 from hub_router.progress import SILENT, Progress
 from hub_router.training.balance import Spread
-from hub_router.training.data import Example, check_examples, data_hash, encode, split
-from hub_router.training.fit import base_fingerprint, checkpointing, finish
+from hub_router.training.data import Example, check_examples, data_hash
+from hub_router.training.fit import base_fingerprint, checkpointing, encoded_parts, finish
 from hub_router.training.gating import Reading
 from hub_router.training.loop import Loop, Outcome
 from hub_router.training.recipe import Objective, Phase
@@ -33,8 +33,12 @@ SETTINGS = TrainingSettings(learning_rate=1e-4, batch_size=16, epochs=1.0, warmu
 
 
 @dataclass(frozen=True)
-class _TaskLoss:
-    """The task's loss alone."""
+class TaskLoss:
+    """The task's loss alone.
+
+    Args:
+        name (str): of what is trained.
+    """
 
     name: str
 
@@ -151,14 +155,9 @@ def fit_adapter(
         TrainingError: unusable examples, a folder that exists, no such modules, or a checkpoint of another run.
     """
     folder, tasks = Path(out).expanduser(), list(dict.fromkeys(each.adapter for each in examples))
-    if folder.exists():
-        raise TrainingError(f"{folder} exists and is left as it is; name a folder that does not")
+    need_new(folder)
     check_examples(examples, tasks)
-    learned, held = split(examples, settings.validation, settings.seed)
-    longest = getattr(model.config, "max_position_embeddings", None)
-    encoded, held_out = (
-        encode(part, tasks, tokenizer, longest, has_encoder(model)) if part else [] for part in (learned, held)
-    )
+    encoded, held_out = encoded_parts(model, tokenizer, examples, tasks, settings)
     # Before the adapter is on it.
     base = base_fingerprint(model, checkpoint is not None)
     with (
@@ -169,7 +168,7 @@ def fit_adapter(
         run = Loop(
             model=model,
             gates={name: InPlace(each) for name, each in adapted.named_parameters() if each.requires_grad},
-            recipe=cast(Objective, _TaskLoss(_KINDS.get(str(config.peft_type), str(config.peft_type)))),
+            recipe=cast(Objective, TaskLoss(_KINDS.get(str(config.peft_type), str(config.peft_type)))),
             phases=(Phase("shared", (), tuple(range(len(tasks)))),),
             settings=settings,
             reading=Reading(),
@@ -225,6 +224,19 @@ def with_adapter(model: Any, config: Any, seed: int) -> Iterator[Any]:
         model.train(mode)
 
 
+def need_new(folder: Path) -> None:
+    """Refuse a folder that is there already.
+
+    Args:
+        folder (Path): that is to be written.
+
+    Raises:
+        TrainingError: it exists.
+    """
+    if folder.exists():
+        raise TrainingError(f"{folder} exists and is left as it is; name a folder that does not")
+
+
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder that appears under its name when the block has filled it, or not at all; one for all processes.
@@ -252,7 +264,7 @@ def _fingerprint(config: Any, settings: TrainingSettings, examples: Sequence[Exa
     """What the adapter depends on beside the base model."""
     return {
         **{f"adapter {key}": _plain(value) for key, value in config.to_dict().items()},
-        "settings": {key: value for key, value in settings.to_json().items() if key != "save_every"},
+        "settings": settings.decisive,
         "data": data_hash(examples),
     }
 

@@ -97,6 +97,11 @@ class TrainingSettings:
         factor = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}[self.schedule]
         return self.learning_rate * factor
 
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Field values that the trained weights depend on; how often checkpoints are written is none."""
+        return {key: value for key, value in self.to_json().items() if key != "save_every"}
+
     def to_json(self) -> dict[str, Any]:
         """Field values, for the catalog and for a checkpoint's fingerprint."""
         return asdict(self)

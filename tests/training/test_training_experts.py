@@ -277,6 +277,8 @@ def test_what_cannot_be_trained(tokenizer: Any, tmp_path: Path) -> None:
     refused("whole feed-forward block", experts=mixed, method="mixlora")
     dora = save_adapter(llama(), tmp_path / "dora", 0, r=2, target_modules=ALL, use_dora=True)
     refused("these are more: add", experts=dict.fromkeys(TWINS, dora) | dict.fromkeys(list(TWINS)[1:], start[1]))
+    magnitudes = fresh_experts(model, list(TWINS), peft.LoraConfig(r=2, target_modules=ALL, use_dora=True))
+    refused("these are more: add, sum, cut, del", experts=magnitudes)
     with pytest.raises(TrainingError, match=r"without dropout, got lora_dropout=0\.1"):
         fresh_experts(model, ["a"], peft.LoraConfig(target_modules=MLP, lora_dropout=0.1))
     (tmp_path / "there").mkdir()
